@@ -1,0 +1,585 @@
+"""Loss: weighting, masking and reduction, written once.
+
+A loss writes one method, ``per_sample``, which maps its inputs to one value per sample. All else
+is here: the checks that do not depend on the formula, float32 arithmetic for half-precision input,
+sample weights and masks, class weights, ``ignore_index``, probability targets and the reduction::
+
+    none       w * l
+    sum        sum(w * l)
+    mean       sum(w * l) / sum(w)
+    batchmean  sum(w * l) / (number of entries with w != 0, over all processes)
+
+with one ``w`` that gathers sample weight, class weight and mask. In a separable loss an entry with
+``w = 0`` is not there: its inputs, infinities and nans included, reach neither value nor gradient.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from lossary import _distributed, _softmax
+from lossary._properties import Properties
+
+REDUCTIONS = ("none", "sum", "mean", "batchmean")
+HALF = (torch.float16, torch.bfloat16)
+
+
+def check_number(
+    name: str,
+    value: object,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> float:
+    """Return ``value`` as a float if it is a number in the stated range, else raise an error."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__} ({value!r})")
+    below = value <= low if low_open else value < low
+    above = value >= high if high_open else value > high
+    if math.isnan(value) or below or above:
+        interval = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
+        raise ValueError(f"{name}: expected a number in {interval}, got {value!r}")
+    return float(value)
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise an error unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+
+
+def _check_device(name: str, value: Tensor, other: Tensor) -> None:
+    if value.device != other.device:
+        raise ValueError(f"{name}: expected device {other.device}, got {value.device}")
+
+
+def _forward_like(per_sample: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Make a ``forward`` with the input names, defaults and annotations of ``per_sample``.
+
+    It is generated as source, in the manner of dataclasses, because a true signature costs nothing
+    per call, accepts inputs by name, and is plain bytecode to torch.compile.
+    """
+    signature = inspect.signature(per_sample)
+    inputs = list(signature.parameters.values())[1:]
+    for p in inputs:
+        if p.kind is not p.POSITIONAL_OR_KEYWORD:
+            raise TypeError(f"per_sample: {p.name!r} must be an ordinary parameter, got {p.kind}")
+    defaults = {f"_{p.name}": p.default for p in inputs if p.default is not p.empty}
+    declared = [f"{p.name}=_{p.name}" if f"_{p.name}" in defaults else p.name for p in inputs]
+    passed = "".join(f"{p.name}, " for p in inputs)
+    source = (
+        f"def forward({', '.join(['self', *declared])}, *, weight=None, normalizer=None):\n"
+        f"    return self._call(({passed}), weight, normalizer)\n"
+    )
+    scope: dict[str, Any] = dict(defaults)
+    exec(compile(source, f"<forward of {per_sample.__qualname__}>", "exec"), scope)
+    forward: Callable[..., Tensor] = scope["forward"]
+    forward.__module__ = per_sample.__module__
+    forward.__qualname__ = per_sample.__qualname__.replace("per_sample", "forward")
+    forward.__doc__ = "Return the weighted, reduced loss: see the class."
+    forward.__annotations__ = {
+        **{p.name: p.annotation for p in inputs if p.annotation is not p.empty},
+        "weight": Tensor | None,
+        "normalizer": float | Tensor | None,
+        "return": Tensor,
+    }
+    return forward
+
+
+def _full_signature(cls: type) -> inspect.Signature:
+    """Return the constructor's signature with the options that it passes on written out.
+
+    Families take the common options as ``**options: Unpack[ClassOptions]``, which type checkers
+    and the base class hold to the names there are; help() should show them too.
+    """
+    own = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
+    if own and own[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        inherited = inspect.signature(cls.__mro__[1]).parameters.values()
+        own[-1:] = [p for p in inherited if p.kind is p.KEYWORD_ONLY]
+    return inspect.Signature(own)
+
+
+class LossOptions(TypedDict, total=False):
+    """The keywords of every loss's constructor."""
+
+    reduction: str
+
+
+class ClassOptions(LossOptions, total=False):
+    """The keywords of the constructor of every loss with a class target."""
+
+    class_weight: Tensor | None
+    ignore_index: int
+    class_dim: int
+
+
+class Loss(nn.Module):
+    r"""Base class of every loss: a subclass writes ``per_sample``, and nothing else.
+
+    .. math:: \text{mean} = \frac{\sum_i w_i\, l_i}{\sum_i w_i}, \qquad
+              \text{batchmean} = \frac{\sum_i w_i\, l_i}{\#\{i : w_i \neq 0\}}, \qquad
+              \text{normalizer } n:\ \frac{1}{n} \sum_i w_i\, l_i
+
+    ``per_sample(self, *inputs)`` returns one value per sample, or a pair ``(values, denominators)``
+    where some entries are left out of the mean (denominator 0) or count differently. ``forward``
+    gets the input names of ``per_sample`` and two keywords:
+
+    - ``weight``: float weights, or bool for a mask, of the shape of the values, or of the same
+      number of dimensions with ones. Gradient flows to it. In a separable loss weight 0 or False
+      means that the entry is not there at all: its inputs may hold inf and nan. In a batch-coupled
+      loss ``weight`` scales the entry's own term and changes nothing for the others.
+    - ``normalizer``: a number or a 0-dim tensor; the result is sum(w * l) / normalizer. With the
+      whole batch's normalizer the micro-batches of gradient accumulation add up exactly to the
+      full batch, for separable losses.
+
+    If nothing is left (an empty batch, everything masked) the result is 0, still attached to the
+    graph. Half and bfloat16 inputs are computed in float32 and give a float32 loss. The result may
+    be scaled in place.
+
+    Under ``torch.distributed``, ``"batchmean"`` counts the entries of all processes and multiplies
+    by their number: with the usual averaging of gradients that is the gradient of one process on
+    the whole batch. Every process must call it. ``"mean"`` is the mean of this process.
+
+    Args:
+        reduction: ``"none"``, ``"sum"``, ``"mean"`` or ``"batchmean"``.
+
+    Shape:
+        ``weight``: the shape of the values, or as many dimensions with ones.
+        Output: the shape of the values for ``"none"``, else 0-dim.
+
+    Raises:
+        ValueError: unknown ``reduction``; ``weight`` of another shape; ``normalizer`` with
+            ``"none"``, zero, nan or not 0-dim.
+        TypeError: ``weight`` neither float nor bool; inputs or ``normalizer`` of a wrong type.
+
+    Example:
+        >>> import torch
+        >>> from lossary import Loss
+        >>> class SquaredError(Loss):
+        ...     def per_sample(self, input, target):
+        ...         return (input - target).square()
+        >>> loss = SquaredError()
+        >>> x, y = torch.tensor([1.0, 2.0, float("nan")]), torch.zeros(3)
+        >>> loss(x, y, weight=torch.tensor([3.0, 1.0, 0.0]))
+        tensor(1.7500)
+    """
+
+    #: False where the value of one entry depends on the other entries of the batch.
+    separable: ClassVar[bool] = True
+    #: False where the loss's own kernel casts half-precision input, tile by tile.
+    upcast: ClassVar[bool] = True
+
+    per_sample: Callable[..., Any]
+
+    def __init__(self, *, reduction: str = "mean") -> None:
+        super().__init__()
+        check_choice("reduction", reduction, REDUCTIONS)
+        self.reduction = reduction
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "per_sample" in cls.__dict__ and "forward" not in cls.__dict__:
+            cls.forward = _forward_like(cls.__dict__["per_sample"])
+        if "__init__" in cls.__dict__:
+            cls.__signature__ = _full_signature(cls)  # type: ignore[attr-defined]
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees: see :class:`lossary.Properties`."""
+        return Properties()
+
+    def extra_repr(self) -> str:
+        """Show the hyper-parameters that differ from their defaults, and the reduction."""
+        shown = []
+        for name, p in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, name, p.default)
+            if isinstance(value, nn.Module):
+                continue
+            if isinstance(value, Tensor):
+                shown.append(f"{name}=tensor{tuple(value.shape)}")
+            elif p.default is p.empty or value != p.default or name == "reduction":
+                shown.append(f"{name}={value!r}")
+        return ", ".join(shown)
+
+    def _call(
+        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
+    ) -> Tensor:
+        # Autocast would send similarity products to half precision and, on CPU, keep sums there.
+        device = inputs[0].device.type if hasattr(inputs[0], "device") else "cpu"
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self._evaluate(inputs, weight, normalizer)
+        return self._evaluate(inputs, weight, normalizer)
+
+    def _evaluate(
+        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
+    ) -> Tensor:
+        if weight is not None:
+            _check_weight_type(weight)
+            if self.separable:
+                inputs = tuple(_without_absent(x, weight) for x in inputs)
+        if self.upcast:
+            inputs = tuple(_upcast(x) for x in inputs)
+        out = self.per_sample(*inputs)
+        values, denominators = out if isinstance(out, tuple) else (out, None)
+        if weight is not None:
+            _check_weight(weight, values.shape, values)
+            weight = weight.to(values.dtype)
+        return self._reduce(values, weight, denominators, normalizer)
+
+    def _reduce(
+        self,
+        values: Tensor,
+        weight: Tensor | None,
+        denominators: Tensor | None,
+        normalizer: float | Tensor | None,
+    ) -> Tensor:
+        """Apply the reduction. Every branch ends in an operation that does not save its output."""
+        terms = values if weight is None else values * weight
+        if self.reduction == "none":
+            if normalizer is not None:
+                raise ValueError("normalizer: not used with reduction='none', got one")
+            return terms.clone() if terms is values else terms
+        if normalizer is not None:
+            return terms.sum() / _checked_normalizer(normalizer, terms.dtype)
+        if self.reduction == "sum" or values.dim() == 0:
+            return terms.sum()
+        if self.reduction == "mean":
+            return _mean(terms, weight, denominators)
+        return _batchmean(terms, weight, denominators)
+
+
+def _mean(terms: Tensor, weight: Tensor | None, denominators: Tensor | None) -> Tensor:
+    if weight is None and denominators is None:
+        return terms.mean() if terms.numel() else terms.sum()
+    shares = _shares(terms, weight, denominators)
+    total = shares.sum()
+    # Only when nothing is left is the denominator 1: weights that cancel are the caller's infinity.
+    nothing = (shares == 0).all()
+    return terms.sum() / torch.where(nothing, torch.ones_like(total), total)
+
+
+def _batchmean(terms: Tensor, weight: Tensor | None, denominators: Tensor | None) -> Tensor:
+    count = (_shares(terms, weight, denominators) != 0).sum().to(terms.dtype)
+    count = _distributed.sum_over_ranks(count).clamp(min=1.0)
+    return terms.sum() * _distributed.world_size() / count
+
+
+def _shares(terms: Tensor, weight: Tensor | None, denominators: Tensor | None) -> Tensor:
+    """Return what each entry adds to the denominator, in the full shape."""
+    shares = torch.ones_like(terms) if weight is None else weight.expand_as(terms)
+    return shares if denominators is None else shares * denominators
+
+
+def _checked_normalizer(normalizer: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    if isinstance(normalizer, Tensor):
+        if normalizer.dim() != 0:
+            raise ValueError(
+                f"normalizer: expected a 0-dim tensor, got shape {tuple(normalizer.shape)}"
+            )
+        return normalizer.to(dtype)
+    number = check_number("normalizer", normalizer)
+    if number == 0.0 or math.isinf(number):
+        raise ValueError(f"normalizer: expected a finite number other than 0, got {normalizer!r}")
+    return number
+
+
+def _check_weight_type(weight: object) -> None:
+    _check_tensor("weight", weight)
+    assert isinstance(weight, Tensor)
+    if not (weight.dtype.is_floating_point or weight.dtype is torch.bool):
+        raise TypeError(f"weight: expected a float or bool tensor, got {weight.dtype}")
+
+
+def _check_weight(weight: Tensor, shape: torch.Size, values: Tensor) -> None:
+    """Weights have the per-sample shape or ones: anything else would broadcast silently."""
+    if len(shape) == 0:
+        raise ValueError("weight: this loss gives a single number, which takes no weight, got one")
+    fits = weight.dim() == len(shape) and all(
+        w in (1, s) for w, s in zip(weight.shape, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"weight: expected shape {tuple(shape)}, or as many dimensions with ones, "
+            f"got {tuple(weight.shape)}"
+        )
+    _check_device("weight", weight, values)
+
+
+def _upcast(x: Any) -> Any:
+    return x.float() if isinstance(x, Tensor) and x.dtype in HALF else x
+
+
+def _without_absent(x: Any, weight: Tensor) -> Any:
+    """Return ``x`` with zeros where the weight is 0: inf and nan there are never computed with."""
+    if not isinstance(x, Tensor) or not x.dtype.is_floating_point or x.dim() < weight.dim():
+        return x
+    leading = x.shape[: weight.dim()]
+    if any(w not in (1, s) for w, s in zip(weight.shape, leading, strict=True)):
+        return x  # the check on the values' shape will say so
+    absent = (weight == 0).reshape(weight.shape + (1,) * (x.dim() - weight.dim()))
+    return x.masked_fill(absent, 0.0)
+
+
+def expectation(values: Tensor, probabilities: Tensor, mass: Tensor, axis: int) -> Tensor:
+    """Return sum_k mass_k values_k; a class that cannot occur adds nothing, even at infinity."""
+    values = torch.where((probabilities == 0) & values.isinf(), 0.0, values)
+    return (mass * values).sum(axis)
+
+
+class ClassificationLoss(Loss):
+    r"""Base class of the losses of logits and a class target.
+
+    .. math:: l_i = \operatorname{loss}(f_i, y_i) \quad\text{or, for class probabilities } q_i,\quad
+              l_i = \sum_k q_{ik}\, \operatorname{loss}(f_i, k), \qquad
+              w_i = \text{weight}_i \cdot \text{class\_weight}_{y_i}
+
+    A subclass writes ``per_sample(self, logits, target)`` in terms of ``self.log_odds(logits,
+    target)`` or another statistic of the primitive. There ``target`` holds class indices, -1 for
+    entries that are not there, or is ``None``: then the value for every class is wanted, along the
+    class axis.
+
+    Args:
+        reduction: ``"none"``, ``"sum"``, ``"mean"`` or ``"batchmean"``: see :class:`lossary.Loss`.
+        class_weight: one weight per class, (K,), or ``None``. It joins the sample weight: the mean
+            divides by the sum of the weights of the classes that occur, for index targets and for
+            probabilities alike.
+        ignore_index: entries with this target are not there.
+        class_dim: the class axis of the logits.
+
+    Shape:
+        ``logits``: (N, K), (N, K, d1, ...), (K,), or any with ``class_dim`` named; K >= 2.
+        ``target``: the shape of the logits without the class axis, integer class indices; or the
+        shape of the logits, floating-point class probabilities.
+        ``weight``: the shape of the index target, or as many dimensions with ones.
+
+    Raises:
+        ValueError: shapes that do not fit, a class index outside [0, K) that is not
+            ``ignore_index`` (on CPU tensors, where looking costs nothing), probabilities that are
+            negative or do not sum to 1 (likewise), ``class_weight`` of another length.
+        TypeError: logits that are not floating point, a target of the wrong dtype.
+
+    Example:
+        >>> import torch
+        >>> from lossary import ClassificationLoss
+        >>> class ZeroOneSurrogate(ClassificationLoss):
+        ...     def per_sample(self, logits, target):
+        ...         return torch.sigmoid(self.log_odds(logits, target))
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
+        >>> ZeroOneSurrogate()(logits, torch.tensor([0, 0, -100]))
+        tensor(0.4251)
+    """
+
+    upcast = False
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        reduction: str = "mean",
+        class_weight: Tensor | None = None,
+        ignore_index: int = -100,
+        class_dim: int = 1,
+    ) -> None:
+        super().__init__(reduction=reduction)
+        if class_weight is not None:
+            _check_tensor("class_weight", class_weight)
+            if not class_weight.dtype.is_floating_point:
+                raise TypeError(f"class_weight: expected a float tensor, got {class_weight.dtype}")
+            if class_weight.dim() != 1 or len(class_weight) < 2:
+                shape = tuple(class_weight.shape)
+                raise ValueError(f"class_weight: expected shape (K,) with K >= 2, got {shape}")
+        for name, value in (("ignore_index", ignore_index), ("class_dim", class_dim)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name}: expected an int, got {type(value).__name__} ({value!r})")
+        self.register_buffer("class_weight", class_weight)
+        self.ignore_index = ignore_index
+        self.class_dim = class_dim
+
+    def properties(self, num_classes: int = 10) -> Properties:
+        """Return what this instance guarantees on ``num_classes`` classes."""
+        del num_classes
+        return Properties()
+
+    def log_odds(
+        self,
+        logits: Tensor,
+        target: Tensor | None,
+        *,
+        temperature: float | Tensor = 1.0,
+        margin: float | Tensor | None = None,
+        above_chance: bool = False,
+    ) -> Tensor:
+        """Return the log-odds against ``target``, or against every class where it is ``None``.
+
+        With ``above_chance`` less log(K - 1), accurate where all logits of a row nearly agree.
+        """
+        dim = self._class_axis(logits)
+        if target is None:
+            return _softmax.all_log_odds(
+                logits,
+                class_dim=dim,
+                temperature=temperature,
+                margin=margin,
+                above_chance=above_chance,
+            )
+        name = _softmax.CHANCE_ODDS if above_chance else _softmax.LOG_ODDS
+        return _softmax.row_statistics(
+            logits, target, (name,), class_dim=dim, temperature=temperature, margin=margin
+        )[0]
+
+    def expected(self, logits: Tensor, probabilities: Tensor, mass: Tensor) -> Tensor:
+        """Return the per-sample value for a probability target.
+
+        ``mass`` is the probabilities times the class weights. The default is the expectation,
+        sum_k mass_k loss(f, k); a loss that takes a distribution directly overrides it.
+        """
+        values = self.per_sample(logits, None)
+        return expectation(values, probabilities, mass, self._class_axis(logits))
+
+    def _class_axis(self, logits: Tensor) -> int:
+        """Return the class axis as a non-negative number; a single row has only one axis."""
+        n = logits.dim()
+        if n == 1 and self.class_dim in (1, 0, -1):
+            return 0
+        if not -n <= self.class_dim < n:
+            raise ValueError(
+                f"logits: expected an axis {self.class_dim} (class_dim), "
+                f"got shape {tuple(logits.shape)}"
+            )
+        return self.class_dim % n
+
+    def _evaluate(
+        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
+    ) -> Tensor:
+        logits, target, *others = inputs
+        axis = self._check_inputs(logits, target)
+        if weight is not None:
+            _check_weight_type(weight)
+            _check_weight(weight, logits.shape[:axis] + logits.shape[axis + 1 :], logits)
+        evaluate = self._soft if target.dtype.is_floating_point else self._hard
+        values, weight, denominators = evaluate(logits, target, others, weight, axis)
+        return self._reduce(values, weight, denominators, normalizer)
+
+    def _hard(
+        self, logits: Tensor, target: Tensor, others: list[Any], weight: Tensor | None, axis: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if target.dtype != torch.long:
+            target = target.long()
+        dtype = torch.float32 if logits.dtype in HALF else logits.dtype
+        ignored = self._ignored(target, logits.shape[axis])
+        if ignored is None and weight is None and self.class_weight is None:
+            return self.per_sample(logits, target, *others), None, None
+        if weight is None:
+            weight = torch.ones((), dtype=dtype, device=logits.device)
+        weight = weight.to(dtype)
+        if self.class_weight is not None:
+            classes = target if ignored is None else target.masked_fill(ignored, 0)
+            weight = weight * self.class_weight.to(dtype)[classes]
+        weight = weight.expand(target.shape)
+        if ignored is not None:
+            weight = weight.masked_fill(ignored, 0.0)
+        # From here on one number says that an entry is absent, and the primitive skips it.
+        values = self.per_sample(logits, target.masked_fill(weight == 0, -1), *others)
+        return values, weight, None
+
+    def _soft(
+        self, logits: Tensor, q: Tensor, others: list[Any], weight: Tensor | None, axis: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if others:
+            raise TypeError("target: this loss needs class indices, got class probabilities")
+        self._check_probabilities(q, weight, axis)
+        logits = _upcast(logits)
+        q = q.to(logits.dtype)
+        if weight is not None:
+            absent = (weight == 0).unsqueeze(axis)
+            logits, q = logits.masked_fill(absent, 0.0), q.masked_fill(absent, 0.0)
+            weight = weight.to(logits.dtype)
+        mass = q
+        if self.class_weight is not None:
+            shape = [-1 if i == axis else 1 for i in range(logits.dim())]
+            mass = q * self.class_weight.to(q.dtype).view(shape)
+        return self.expected(logits, q, mass), weight, mass.sum(axis)
+
+    def _ignored(self, target: Tensor, num_classes: int) -> Tensor | None:
+        """Return which entries to leave out, ``None`` if it is known that there are none.
+
+        Where the values can be read without waiting for a device, indices out of range are an
+        error here; elsewhere the gather in the primitive fails on its own.
+        """
+        if not _softmax.readable(target) or target.numel() == 0:
+            return target == self.ignore_index
+        low, high = (int(x) for x in torch.aminmax(target))
+        inside = low >= 0 and high < num_classes
+        if inside and not 0 <= self.ignore_index < num_classes:
+            return None
+        ignored = target == self.ignore_index
+        if not inside:
+            wrong = ((target < 0) | (target >= num_classes)) & ~ignored
+            if bool(wrong.any()):
+                raise ValueError(
+                    f"target: expected class indices in [0, {num_classes}) or "
+                    f"ignore_index={self.ignore_index}, got {int(target[wrong][0])}"
+                )
+        return ignored
+
+    def _check_inputs(self, logits: Tensor, target: Tensor) -> int:
+        """Check what can be checked without looking at the values; return the class axis."""
+        _check_tensor("logits", logits)
+        _check_tensor("target", target)
+        if not logits.dtype.is_floating_point:
+            raise TypeError(f"logits: expected floating point, got {logits.dtype}")
+        if logits.dim() == 0:
+            raise ValueError("logits: expected a class axis, got a 0-dim tensor")
+        axis = self._class_axis(logits)
+        num_classes = logits.shape[axis]
+        if num_classes < 2:
+            raise ValueError(f"logits: expected at least 2 classes, got {num_classes}")
+        if self.class_weight is not None and len(self.class_weight) != num_classes:
+            raise ValueError(
+                f"class_weight: expected {num_classes} weights, got {len(self.class_weight)}"
+            )
+        _check_device("target", target, logits)
+        rows = logits.shape[:axis] + logits.shape[axis + 1 :]
+        if target.dtype.is_floating_point:
+            if target.shape == rows:
+                raise TypeError(f"target: expected integer class indices, got {target.dtype}")
+            if target.shape != logits.shape:
+                raise ValueError(
+                    f"target: expected class probabilities of the shape of the logits, "
+                    f"{tuple(logits.shape)}, got {tuple(target.shape)}"
+                )
+        elif target.dtype is torch.bool or target.dtype.is_complex:
+            raise TypeError(f"target: expected integer class indices, got {target.dtype}")
+        elif target.shape != rows:
+            raise ValueError(
+                f"target: expected shape {tuple(rows)} for logits of shape "
+                f"{tuple(logits.shape)}, got {tuple(target.shape)}"
+            )
+        return axis
+
+    def _check_probabilities(self, q: Tensor, weight: Tensor | None, axis: int) -> None:
+        if not _softmax.readable(q) or q.numel() == 0:
+            return
+        # Half-precision probabilities sum to 1 only up to their own rounding.
+        tolerance = 2e-2 if q.dtype in HALF else 1e-3
+        total = q.detach().sum(axis, dtype=torch.float64)
+        good = (q >= 0).all(axis) & ((total - 1).abs() <= tolerance)
+        if weight is not None:
+            good = good | (weight == 0)
+        if not bool(good.all()):
+            row = q.detach().movedim(axis, -1)[~good][0]
+            raise ValueError(
+                "target: expected class probabilities, non-negative with sum 1 over the class "
+                f"axis, got a row with minimum {float(row.min()):g} and sum {float(row.sum()):g}"
+            )

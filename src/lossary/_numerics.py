@@ -1,0 +1,29 @@
+"""Scalar functions that keep their digits where the textbook forms lose them."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def softplus(x: Tensor) -> Tensor:
+    """Return log(1 + exp(x)).
+
+    ``F.softplus`` returns x itself beyond its threshold. At the default of 20 that is off by 2e-9;
+    from 40 on, log1p(exp(-x)) is below half a float64 spacing of x, so nothing is lost.
+    """
+    return F.softplus(x, 1.0, 40.0)
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """Return log(1 - exp(x)) for x <= 0, to full relative accuracy, -inf at 0.
+
+    Near 0, 1 - exp(x) needs expm1; far below, the logarithm of a number near 1 needs log1p. Each
+    branch is fed an argument that is harmless to it where the other is chosen, so that no infinite
+    slope of the branch not taken turns into 0 * inf = nan in the gradient.
+    """
+    near = x > -math.log(2.0)
+    by_expm1 = torch.log(-torch.expm1(torch.where(near, x, -1.0)))
+    by_log1p = torch.log1p(-torch.exp(torch.where(near, -1.0, x)))
+    return torch.where(near, by_expm1, by_log1p)

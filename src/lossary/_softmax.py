@@ -1,0 +1,715 @@
+"""The one primitive: how the target's logit stands against the rest.
+
+For scaled logits z = (f + margins of the rivals) / temperature, the log-odds against the target are
+
+    t = logsumexp_{k != y} z_k - z_y = -logit(p_y).
+
+They are accurate for p_y -> 0 and for p_y -> 1, where log p_y, 1 - p_y and log(1 - p_y) computed
+from the softmax lose everything. Nearly every loss of a class target is a scalar function of t; its
+gradient in z is then g (r - e_y), with r the softmax over the rivals alone. Some heads ask for
+further statistics of the row, computed from the same tiles:
+
+    log_odds      t
+    chance_odds   t - log(K - 1), accurate where all logits nearly agree
+    target        z_y   (so that log Z = z_y + softplus(t))
+    total         sum_k z_k
+    rival_squares sum_{k != y} r_k^2   (so that sum_k p_k^2 = p_y^2 + (1 - p_y)^2 rival_squares)
+
+A target of -1 marks a row that is not there: its logits reach neither value nor gradient.
+
+Three paths give the same numbers. Small inputs: a dozen stock operations. Large ones: the closed
+form in row tiles that stay in the cache, which holds one logits-sized buffer, the gradient. Under
+torch.compile: stock operations written so that they fuse.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossary._numerics import log1mexp
+
+LOG_ODDS, CHANCE_ODDS, TARGET, TOTAL, RIVAL_SQUARES = STATISTICS = (
+    "log_odds",
+    "chance_odds",
+    "target",
+    "total",
+    "rival_squares",
+)
+
+#: Below this many bytes of logits, stock operations beat the tiled Function's call overhead.
+TILED_FROM_BYTES = 2 << 20
+#: Rows of fewer classes than this are too short for tiles to gain anything.
+TILED_FROM_CLASSES = 64
+#: Scratch of one tile. On a CPU: flat in time from 1 to 4 MiB, slower where it leaves the L2 cache.
+#: On an accelerator: enough rows to fill it.
+TILE_BYTES = {"cpu": 2 << 20, "other": 64 << 20}
+
+_HALF = (torch.float16, torch.bfloat16)
+_functorch: Any = getattr(torch._C, "_functorch", None)
+_is_wrapped: Callable[[Tensor], bool] = getattr(
+    _functorch, "is_functorch_wrapped_tensor", lambda _: False
+)
+_is_legacy_batched: Callable[[Tensor], bool] = getattr(
+    _functorch, "is_legacy_batchedtensor", lambda _: False
+)
+
+
+def readable(x: Tensor) -> bool:
+    """Tell whether looking at the values of ``x`` is possible and does not wait for a device."""
+    return (
+        x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and not _is_wrapped(x)
+        and not _is_legacy_batched(x)
+    )
+
+
+def target_log_odds(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    class_dim: int = 1,
+    temperature: float | Tensor = 1.0,
+    margin: float | Tensor | None = None,
+) -> Tensor:
+    """Return t = logsumexp_{k != y} (f_k + m_{y,k}) / T - f_y / T, of the target's shape."""
+    return row_statistics(
+        logits, target, (LOG_ODDS,), class_dim=class_dim, temperature=temperature, margin=margin
+    )[0]
+
+
+def row_statistics(
+    logits: Tensor,
+    target: Tensor,
+    names: tuple[str, ...],
+    *,
+    class_dim: int = 1,
+    temperature: float | Tensor = 1.0,
+    margin: float | Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Return the statistics ``names`` of every row, each of the target's shape.
+
+    Args:
+        logits: any shape; half precision is computed in float32.
+        target: class indices, of the shape of the logits without the class axis; -1: not there.
+        names: which statistics, of those in the module's docstring.
+        class_dim: the class axis.
+        temperature: T > 0, a number, or a tensor, 0-dim or of the target's shape. If it requires a
+            gradient, that costs copies of the logits.
+        margin: what is added to the rivals' logits before the division by T. A number; one per
+            class, (K,), the margin of the rows with that target; or (K, K), of which row y holds
+            the margins of the rivals of target y (its diagonal is not read). If a matrix requires
+            a gradient, that costs copies of the logits.
+    """
+    matrix = margin if isinstance(margin, Tensor) and margin.dim() == 2 else None
+    if matrix is not None:
+        margin = None
+    shift = _shift(margin, temperature, target, logits)
+    if _differentiable(temperature) or _differentiable(matrix):
+        logits = _scaled(logits, target, class_dim, temperature, matrix)
+        temperature, matrix = 1.0, None
+    f, y = _as_rows(logits, target, class_dim)
+    scale: float | Tensor
+    if isinstance(temperature, Tensor):
+        scale = temperature.reciprocal().to(_compute_dtype(f)).expand(target.shape).reshape(y.shape)
+    else:
+        scale = 1.0 / temperature
+    out = _statistics(f, y, scale, matrix, names)
+    num_classes = logits.shape[class_dim]
+    found = []
+    for name, x in zip(names, out, strict=True):
+        x = x.view(target.shape)
+        if shift is not None and name in (LOG_ODDS, CHANCE_ODDS, TOTAL):
+            x = x + (shift * (num_classes - 1) if name == TOTAL else shift)
+        found.append(x)
+    return tuple(found)
+
+
+def all_log_odds(
+    logits: Tensor,
+    *,
+    class_dim: int = 1,
+    temperature: float | Tensor = 1.0,
+    margin: float | Tensor | None = None,
+    above_chance: bool = False,
+) -> Tensor:
+    """Return the log-odds (or chance-odds) against every class, of the shape of the logits.
+
+    A composite of logits-sized operations: O(N K), or O(N K^2) for a margin matrix.
+    """
+    z = logits.to(_compute_dtype(logits)).movedim(class_dim, -1)
+    num_classes = z.shape[-1]
+    if isinstance(temperature, Tensor):
+        temperature = temperature.to(z.dtype)
+        temperature = temperature.unsqueeze(-1) if temperature.dim() else temperature
+    z = z / temperature
+    if isinstance(margin, Tensor) and margin.dim() == 2:
+        if isinstance(temperature, Tensor) and temperature.dim():
+            temperature = temperature.unsqueeze(-1)
+        x = z.unsqueeze(-2) + margin.to(z.dtype) / temperature
+        own = torch.eye(num_classes, dtype=torch.bool, device=z.device)
+        t = x.masked_fill(own, torch.finfo(z.dtype).min).logsumexp(-1) - z
+        t = t - math.log(num_classes - 1) if above_chance else t
+    else:
+        log_p = torch.log_softmax(z, -1)
+        top = log_p.argmax(-1)
+        is_top = top.unsqueeze(-1) == torch.arange(num_classes, device=z.device)
+        # At p <= 1/2 the log-odds follow from log p; only the top class needs the exclusion.
+        t = log1mexp(torch.where(is_top, -1.0, log_p)) - log_p
+        t = torch.where(is_top, target_log_odds(z, top, class_dim=-1).unsqueeze(-1), t)
+        if above_chance:
+            t = torch.where(*_near_chance(z), t - math.log(num_classes - 1))
+        if margin is not None:
+            t = t + (margin.to(z.dtype) if isinstance(margin, Tensor) else margin) / temperature
+    return t.movedim(-1, class_dim)
+
+
+def hardest_rival(
+    logits: Tensor,
+    target: Tensor | None,
+    *,
+    class_dim: int = 1,
+    margin: float | Tensor | None = None,
+) -> Tensor:
+    """Return max_{k != y} (f_k + m_{y,k}) - f_y: the log-odds at temperature 0, times it.
+
+    Without a target: against every class, along the class axis. At a tie the gradient goes to one
+    of the tied rivals.
+    """
+    matrix = margin if isinstance(margin, Tensor) and margin.dim() == 2 else None
+    f = logits.movedim(class_dim, -1)
+    lowest = torch.finfo(f.dtype).min
+    if target is None:
+        f = f.to(_compute_dtype(f))
+        if matrix is None:
+            value, index = f.topk(2, -1)
+            is_top = index[..., :1] == torch.arange(f.shape[-1], device=f.device)
+            gap = torch.where(is_top, value[..., 1:], value[..., :1]) - f
+            gap = gap if margin is None else gap + margin
+        else:
+            own = torch.eye(f.shape[-1], dtype=torch.bool, device=f.device)
+            gap = (f.unsqueeze(-2) + matrix).masked_fill(own, lowest).amax(-1) - f
+        return gap.movedim(-1, class_dim)
+    y = target.clamp(min=0).unsqueeze(-1)
+    rivals = f.detach() if matrix is None else f.detach() + matrix[y.squeeze(-1)]
+    rival = rivals.scatter(-1, y, lowest).argmax(-1, keepdim=True)
+    # One gather for both keeps the gradient at one logits-sized buffer.
+    pair = f.gather(-1, torch.cat((rival, y), -1)).to(_compute_dtype(f))
+    pair = torch.where((target < 0).unsqueeze(-1), 0.0, pair)
+    gap = pair[..., 0] - pair[..., 1]
+    if matrix is not None:
+        return gap + matrix.to(gap.dtype)[y, rival].squeeze(-1)
+    shift = _shift(margin, 1.0, target, logits)
+    return gap if shift is None else gap + shift
+
+
+# Preparing the arguments.
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in _HALF else x.dtype
+
+
+def _differentiable(x: object) -> bool:
+    """Tell whether a derivative of ``x`` is asked for, in reverse or in forward mode."""
+    if not isinstance(x, Tensor):
+        return False
+    dual = torch.autograd.forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
+    return x.requires_grad or dual.tangent is not None
+
+
+def _shift(
+    margin: float | Tensor | None, temperature: float | Tensor, target: Tensor, logits: Tensor
+) -> float | Tensor | None:
+    """Return what a margin shared by all rivals of a row adds to its log-odds."""
+    if isinstance(margin, Tensor):
+        margin = margin.to(_compute_dtype(logits))
+        margin = margin[target.clamp(min=0)] if margin.dim() else margin
+    return None if margin is None else margin / temperature
+
+
+def _scaled(
+    logits: Tensor,
+    target: Tensor,
+    class_dim: int,
+    temperature: float | Tensor,
+    matrix: Tensor | None,
+) -> Tensor:
+    """Return (f + margins of the rivals) / T, materialised, for gradients to T or the margins."""
+    z = logits.to(_compute_dtype(logits)).movedim(class_dim, -1)
+    if matrix is not None:
+        own = torch.eye(z.shape[-1], dtype=torch.bool, device=z.device)
+        z = z + matrix.to(z.dtype).masked_fill(own, 0.0)[target.clamp(min=0)]
+    if isinstance(temperature, Tensor) and temperature.dim():
+        temperature = temperature.unsqueeze(-1)
+    return (z / temperature).movedim(-1, class_dim)
+
+
+def _as_rows(logits: Tensor, target: Tensor, class_dim: int) -> tuple[Tensor, Tensor]:
+    """View the logits as (rows, K) or (outer, K, inner), and the target to match.
+
+    A copy is made only where the memory layout allows neither.
+    """
+    dim = class_dim % logits.dim()
+    shape = logits.shape
+    if dim == logits.dim() - 1 or logits.stride(dim) == 1:
+        return logits.movedim(dim, -1).reshape(-1, shape[dim]), target.reshape(-1)
+    outer, inner = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
+    return logits.reshape(outer, shape[dim], inner), target.reshape(outer, inner)
+
+
+def _near_chance(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where all logits of a row agree to within 1, and the chance-odds there.
+
+    With a row's centre c, sum_j expm1(z_j - z_k) = K expm1(c - z_k) + exp(c - z_k) S, where
+    S = sum_j expm1(z_j - c): O(K) for all k together, and no difference of large numbers.
+    """
+    num_classes = z.shape[-1]
+    near = (z.amax(-1, keepdim=True) - z.amin(-1, keepdim=True)) <= 1.0
+    z = torch.where(near, z, 0.0)
+    centre = z.detach().mean(-1, keepdim=True)
+    excess = torch.expm1(z - centre).sum(-1, keepdim=True)
+    back = torch.expm1(centre - z)
+    return near, torch.log1p((num_classes * back + (back + 1) * excess) / (num_classes - 1))
+
+
+def _statistics(
+    f: Tensor, y: Tensor, scale: float | Tensor, matrix: Tensor | None, names: tuple[str, ...]
+) -> tuple[Tensor, ...]:
+    if (
+        not torch.compiler.is_compiling()
+        and f.numel() * f.element_size() >= TILED_FROM_BYTES
+        and (f.dim() == 3 or f.shape[1] >= TILED_FROM_CLASSES)
+        and type(f) in (Tensor, torch.nn.Parameter)
+        and f.device.type != "meta"
+        and not _is_legacy_batched(f)
+    ):
+        out: tuple[Tensor, ...] = _Rows.apply(f, y, scale, matrix, names)  # type: ignore[no-untyped-call]
+        return out
+    return _stock(f, y, scale, matrix, names)
+
+
+# Stock operations: differentiable to any order, and the definition that the tiles must equal.
+
+
+def _prepared(
+    f: Tensor, y: Tensor, scale: float | Tensor, matrix: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return z = (f + margins) * scale, the target logit, and the target as an index on axis 1."""
+    z = f.to(_compute_dtype(f))
+    if not readable(y) or (y.numel() > 0 and int(y.min()) < 0):
+        z = torch.where((y < 0).unsqueeze(1), 0.0, z)
+        y = y.clamp(min=0)
+    j = y.unsqueeze(1)
+    own = z.gather(1, j)
+    if matrix is not None:
+        z = z + matrix.to(z.dtype)[y].movedim(-1, 1)
+    if isinstance(scale, Tensor):
+        z, own = z * scale.unsqueeze(1), own * scale.unsqueeze(1)
+    elif scale != 1.0:
+        z, own = z * scale, own * scale
+    return z, own, j
+
+
+def _rivals(z: Tensor, j: Tensor) -> Tensor:
+    """Return z with the target excluded.
+
+    By the lowest finite number, not -inf: where nothing is left beside it (two classes, the other
+    logit -inf), the softmax then is one at the target, where it is not read, and not nan.
+    """
+    lowest = torch.finfo(z.dtype).min
+    if torch.compiler.is_compiling():  # a comparison fuses, a scatter does not
+        shape = [-1 if i == 1 else 1 for i in range(z.dim())]
+        return torch.where(torch.arange(z.shape[1], device=z.device).view(shape) == j, lowest, z)
+    return z.scatter(1, j, lowest)
+
+
+def _stock(
+    f: Tensor, y: Tensor, scale: float | Tensor, matrix: Tensor | None, names: tuple[str, ...]
+) -> tuple[Tensor, ...]:
+    z, own, j = _prepared(f, y, scale, matrix)
+    rivals = _rivals(z, j)
+    lse = torch.logsumexp(rivals, 1)
+    out = []
+    for name in names:
+        if name == LOG_ODDS:
+            out.append(lse - own.squeeze(1))
+        elif name == CHANCE_ODDS:
+            out.append(_chance_odds(z - own, lse - own.squeeze(1), j))
+        elif name == TARGET:
+            out.append(own.squeeze(1))
+        elif name == TOTAL:
+            out.append(z.scatter(1, j, own).sum(1))
+        else:
+            out.append(torch.softmax(rivals, 1).scatter(1, j, 0.0).square().sum(1))
+    return tuple(out)
+
+
+def _chance_odds(gap: Tensor, t: Tensor, j: Tensor) -> Tensor:
+    """Return t - log(K - 1), from sum_k expm1(z_k - z_y) where all gaps are small."""
+    rivals = gap.shape[1] - 1
+    gap = gap.scatter(1, j, 0.0)
+    near = gap.abs().amax(1) <= 1.0
+    excess = torch.expm1(torch.where(near.unsqueeze(1), gap, 0.0)).sum(1)
+    return torch.where(near, torch.log1p(excess / rivals), t - math.log(rivals))
+
+
+def _push(
+    f: Tensor,
+    y: Tensor,
+    scale: float | Tensor,
+    matrix: Tensor | None,
+    names: tuple[str, ...],
+    v: Tensor,
+) -> tuple[Tensor, ...]:
+    """Return the derivative of every statistic in the direction v."""
+    z, _, j = _prepared(f, y, scale, matrix)
+    w = _scaled_direction(v.to(z.dtype), y, scale)
+    r = torch.softmax(_rivals(z, j), 1).scatter(1, j, 0.0)
+    own, mean = w.gather(1, j).squeeze(1), (r * w).sum(1)
+    out = []
+    for name in names:
+        if name in (LOG_ODDS, CHANCE_ODDS):
+            out.append(mean - own)
+        elif name == TARGET:
+            out.append(own)
+        elif name == TOTAL:
+            out.append(w.sum(1))
+        else:
+            square = r.square()
+            out.append(2 * ((square * w).sum(1) - square.sum(1) * mean))
+    return tuple(out)
+
+
+def _pull(
+    f: Tensor,
+    y: Tensor,
+    scale: float | Tensor,
+    matrix: Tensor | None,
+    names: tuple[str, ...],
+    gs: tuple[Tensor, ...],
+) -> Tensor:
+    """Return the gradient in f of sum_j <g_j, statistic j>: the transpose of _push."""
+    z, _, j = _prepared(f, y, scale, matrix)
+    r = torch.softmax(_rivals(z, j), 1).scatter(1, j, 0.0)
+    total = torch.zeros_like(z)
+    for name, g in zip(names, gs, strict=True):
+        g = g.unsqueeze(1)
+        if name in (LOG_ODDS, CHANCE_ODDS):
+            total = total + (g * r).scatter_add(1, j, -g)
+        elif name == TARGET:
+            total = total.scatter_add(1, j, g)
+        elif name == TOTAL:
+            total = total + g
+        else:
+            square = r.square()
+            total = total + 2 * g * (square - r * square.sum(1, keepdim=True))
+    return _scaled_direction(total, y, scale).to(f.dtype)
+
+
+def _curve(
+    f: Tensor,
+    y: Tensor,
+    scale: float | Tensor,
+    matrix: Tensor | None,
+    names: tuple[str, ...],
+    gs: tuple[Tensor, ...],
+    v: Tensor,
+) -> Tensor:
+    """Return the Hessian in f of sum_j <g_j, statistic j>, applied to v."""
+    z, _, j = _prepared(f, y, scale, matrix)
+    w = _scaled_direction(v.to(z.dtype), y, scale)
+    r = torch.softmax(_rivals(z, j), 1).scatter(1, j, 0.0)
+    mean = (r * w).sum(1, keepdim=True)
+    total = torch.zeros_like(z)
+    for name, g in zip(names, gs, strict=True):
+        g = g.unsqueeze(1)
+        if name in (LOG_ODDS, CHANCE_ODDS):
+            total = total + g * r * (w - mean)
+        elif name == RIVAL_SQUARES:
+            square = r.square()
+            squares, along = square.sum(1, keepdim=True), (square * w).sum(1, keepdim=True)
+            total = total + 2 * g * (
+                2 * r * (r * w - along) - 2 * r * (r - squares) * mean - squares * r * (w - mean)
+            )
+    return _scaled_direction(total, y, scale).to(f.dtype)
+
+
+def _scaled_direction(v: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:
+    """Return v * scale, zero in the rows that are not there."""
+    v = v * (scale.unsqueeze(1) if isinstance(scale, Tensor) else scale)
+    return torch.where((y < 0).unsqueeze(1), 0.0, v)
+
+
+# The closed form in tiles. The gradient is a Function of its own, so that first-order backward
+# stays tiled under create_graph and torch.func; only what lies beyond is made of stock operations.
+
+
+def _tiles(f: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yield the slices of axis 0 and axis 2 of tiles of about TILE_BYTES of scratch."""
+    outer, num_classes = f.shape[:2]
+    inner = f.shape[2] if f.dim() == 3 else 1
+    budget = TILE_BYTES.get(f.device.type, TILE_BYTES["other"]) // (
+        num_classes * _compute_dtype(f).itemsize
+    )
+    rows, columns = max(1, budget // inner), max(1, min(inner, budget))
+    for a in range(0, outer, rows):
+        for b in range(0, inner, columns):
+            yield slice(a, a + rows), slice(b, b + columns)
+
+
+class _Tile:
+    """One tile's rows, loaded into scratch: cleaned, in the compute dtype, the target excluded."""
+
+    def __init__(self, f: Tensor, y: Tensor, scale: float | Tensor, matrix: Tensor | None) -> None:
+        self.f, self.y, self.scale, self.matrix = f, y, scale, matrix
+        self.dtype = _compute_dtype(f)
+        self.lowest = torch.finfo(self.dtype).min
+        # On a device, looking whether rows are absent would wait for it: clean them always there.
+        self.masked = f.device.type != "cpu" or bool((y < 0).any())
+        self.scratch: Tensor | None = None
+
+    def at(self, x: Tensor, a: slice, b: slice) -> Tensor:
+        return x[a, :, b] if x.dim() == 3 else x[a]
+
+    def at_row(self, x: Tensor, a: slice, b: slice) -> Tensor:
+        return x[a, b] if x.dim() == 2 else x[a]
+
+    def load(self, a: slice, b: slice, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return z, the target's logit and the target's index on axis 1."""
+        f, y = self.at(self.f, a, b), self.at_row(self.y, a, b)
+        z = self._buffer(f) if out is None else out
+        z.copy_(f)
+        if self.masked:
+            z.masked_fill_((y < 0).unsqueeze(1), 0.0)
+            y = y.clamp(min=0)
+        j = y.unsqueeze(1)
+        own = z.gather(1, j)
+        if self.matrix is not None:
+            z.add_(self.matrix[y].movedim(-1, 1))
+        if isinstance(self.scale, Tensor):
+            scale = self.at_row(self.scale, a, b).unsqueeze(1)
+            z.mul_(scale)
+            own.mul_(scale)
+        elif self.scale != 1.0:
+            z.mul_(self.scale)
+            own.mul_(self.scale)
+        return z, own, j
+
+    def _buffer(self, f: Tensor) -> Tensor:
+        if self.scratch is None or self.scratch.numel() < f.numel():
+            self.scratch = torch.empty(f.numel(), dtype=self.dtype, device=f.device)
+        return self.scratch[: f.numel()].view(f.shape)
+
+
+def _tiled_values(
+    f: Tensor, y: Tensor, scale: float | Tensor, matrix: Tensor | None, names: tuple[str, ...]
+) -> tuple[Tensor, ...]:
+    tile = _Tile(f, y, scale, matrix)
+    out = {name: torch.empty(y.shape, dtype=tile.dtype, device=f.device) for name in names}
+    rivals = f.shape[1] - 1
+    for a, b in _tiles(f):
+        z, own, j = tile.load(a, b)
+        own1 = own.squeeze(1)
+        put = {name: tile.at_row(x, a, b) for name, x in out.items()}
+        if TARGET in put:
+            put[TARGET].copy_(own1)
+        if TOTAL in put:
+            put[TOTAL].copy_(z.scatter_(1, j, own).sum(1))
+        if CHANCE_ODDS in put:
+            z.scatter_(1, j, own)
+            near = torch.maximum(z.amax(1) - own1, own1 - z.amin(1)) <= 1.0
+            excess = None
+            if z.device.type != "cpu" or bool(near.any()):
+                # Where the gaps are large the result is not used: the clamp only keeps it finite.
+                excess = torch.expm1((z - own).clamp_(-1.0, 1.0)).sum(1)
+        z.scatter_(1, j, tile.lowest)
+        top = z.amax(1)
+        torch._softmax(z, 1, False, out=z)
+        # The largest r is 1 / sum exp(z - top): one more pass in the cache gives log-sum-exp.
+        t = top - z.amax(1).log_() - own1
+        if LOG_ODDS in put:
+            put[LOG_ODDS].copy_(t)
+        if CHANCE_ODDS in put:
+            t = t - math.log(rivals)
+            if excess is not None:
+                t = torch.where(near, torch.log1p(excess / rivals), t)
+            put[CHANCE_ODDS].copy_(t)
+        if RIVAL_SQUARES in put:
+            put[RIVAL_SQUARES].copy_(z.scatter_(1, j, 0.0).square_().sum(1))
+    return tuple(out[name] for name in names)
+
+
+def _tiled_gradient(
+    f: Tensor,
+    y: Tensor,
+    scale: float | Tensor,
+    matrix: Tensor | None,
+    names: tuple[str, ...],
+    gs: tuple[Tensor, ...],
+) -> Tensor:
+    tile = _Tile(f, y, scale, matrix)
+    out = torch.empty_like(f, memory_format=torch.contiguous_format)
+    # All coefficients are per row: scaled, and 0 in absent rows, before the first tile.
+    coefficients = {
+        name: torch.where(y < 0, 0.0, g * scale) for name, g in zip(names, gs, strict=True)
+    }
+    for a, b in _tiles(f):
+        target = tile.at(out, a, b)
+        # The gradient's own memory is the scratch where it has the right dtype and layout.
+        in_place = target if target.dtype == tile.dtype and target.is_contiguous() else None
+        z, _, j = tile.load(a, b, in_place)
+        g = {name: tile.at_row(x, a, b).unsqueeze(1) for name, x in coefficients.items()}
+        odds = [g[name] for name in (LOG_ODDS, CHANCE_ODDS) if name in g]
+        at_target = torch.zeros_like(j, dtype=tile.dtype)
+        if odds or RIVAL_SQUARES in g:
+            z.scatter_(1, j, tile.lowest)
+            torch._softmax(z, 1, False, out=z)
+            slope = sum(odds) if odds else at_target
+            at_target = at_target - slope
+            if RIVAL_SQUARES in g:
+                z.scatter_(1, j, 0.0)
+                squares = z.square().sum(1, keepdim=True)
+                factor = z.mul(2 * g[RIVAL_SQUARES])
+                z.mul_(factor.add_(slope - 2 * g[RIVAL_SQUARES] * squares))
+            else:
+                z.mul_(slope)
+        else:
+            z.zero_()
+        if TARGET in g:
+            at_target = at_target + g[TARGET]
+        z.scatter_(1, j, at_target)
+        if TOTAL in g:
+            z.add_(g[TOTAL])
+        if in_place is None:
+            target.copy_(z)
+    return out
+
+
+def _fold(info: Any, dims: tuple[int | None, ...], xs: tuple[Any, ...]) -> list[Any]:
+    """Merge the vmapped axis of every argument into its rows."""
+    folded = []
+    for x, dim in zip(xs, dims, strict=True):
+        if isinstance(x, Tensor):
+            x = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            x = x.reshape(info.batch_size * x.shape[1], *x.shape[2:])
+        folded.append(x)
+    return folded
+
+
+class _Rows(torch.autograd.Function):
+    """The statistics of every row. Saves its inputs and nothing else."""
+
+    @staticmethod
+    def forward(
+        f: Tensor, y: Tensor, scale: float | Tensor, matrix: Tensor | None, names: tuple[str, ...]
+    ) -> tuple[Tensor, ...]:
+        return _tiled_values(f, y, scale, matrix, names)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
+        f, y, scale, matrix, names, _ = _saved(ctx)
+        return _gradient(f, y, scale, matrix, names, *gs), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, df: Tensor, *_: Any) -> tuple[Tensor, ...]:
+        f, y, scale, matrix, names, _ = _saved(ctx)
+        return _push(f, y, scale, matrix, names, df)
+
+    @staticmethod
+    def vmap(
+        info: Any, dims: tuple[int | None, ...], *inputs: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        f, y, scale, matrix, names = inputs
+        if dims[3] is not None:  # one matrix per example: no common kernel, plain operations
+
+            def one(*x: Any) -> tuple[Tensor, ...]:
+                return _stock(x[0], x[1], x[2], x[3], names)
+
+            return torch.vmap(one, dims[:4])(f, y, scale, matrix), (0,) * len(names)
+        f, y, scale = _fold(info, dims[:3], (f, y, scale))
+        out = _Rows.apply(f, y, scale, matrix, names)  # type: ignore[no-untyped-call]
+        return tuple(x.view(info.batch_size, -1, *x.shape[1:]) for x in out), (0,) * len(names)
+
+
+def _gradient(
+    f: Tensor,
+    y: Tensor,
+    scale: float | Tensor,
+    matrix: Tensor | None,
+    names: tuple[str, ...],
+    *gs: Tensor,
+) -> Tensor:
+    if torch.compiler.is_compiling() or any(_is_legacy_batched(g) for g in gs):
+        return _pull(f, y, scale, matrix, names, gs)
+    out: Tensor = _RowsGradient.apply(f, y, scale, matrix, names, *gs)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _RowsGradient(torch.autograd.Function):
+    """The gradient of the statistics in f, for one cotangent per statistic."""
+
+    @staticmethod
+    def forward(
+        f: Tensor,
+        y: Tensor,
+        scale: float | Tensor,
+        matrix: Tensor | None,
+        names: tuple[str, ...],
+        *gs: Tensor,
+    ) -> Tensor:
+        return _tiled_gradient(f, y, scale, matrix, names, gs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        f, y, scale, matrix, names, gs = _saved(ctx)
+        curve = _curve(f, y, scale, matrix, names, gs, v)
+        return curve, None, None, None, None, *_push(f, y, scale, matrix, names, v)
+
+    @staticmethod
+    def jvp(ctx: Any, df: Tensor, *others: Any) -> Tensor:
+        f, y, scale, matrix, names, gs = _saved(ctx)
+        dgs = tuple(
+            torch.zeros_like(g) if dg is None else dg for g, dg in zip(gs, others[4:], strict=True)
+        )
+        out = _pull(f, y, scale, matrix, names, dgs)
+        return out if df is None else out + _curve(f, y, scale, matrix, names, gs, df)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+        f, y, scale, matrix, names, *gs = inputs
+        if dims[3] is not None:
+
+            def one(f: Tensor, y: Tensor, scale: Any, matrix: Tensor, *gs: Tensor) -> Tensor:
+                return _pull(f, y, scale, matrix, names, gs)
+
+            return torch.vmap(one, (*dims[:4], *dims[5:]))(f, y, scale, matrix, *gs), 0
+        f, y, scale, *gs = _fold(info, (*dims[:3], *dims[5:]), (f, y, scale, *gs))
+        out = _gradient(f, y, scale, matrix, names, *gs)
+        return out.view(info.batch_size, -1, *out.shape[1:]), 0
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    f, y, scale, matrix, names, *gs = inputs
+    ctx.names = names
+    ctx.scale = None if isinstance(scale, Tensor) else scale
+    tensors = (f, y, scale if isinstance(scale, Tensor) else None, matrix, *gs)
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    f, y, scale, matrix, *gs = ctx.saved_tensors
+    return f, y, scale if ctx.scale is None else ctx.scale, matrix, ctx.names, tuple(gs)

@@ -1,0 +1,1 @@
+"""What every loss must pass, usable on anybody's own loss."""
