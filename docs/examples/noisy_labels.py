@@ -4,7 +4,7 @@ The data are the 1797 real handwritten digits that come with scikit-learn (8x8 p
 Part of the training labels is replaced by wrong ones; the test labels stay clean. A network that is
 trained long enough learns the wrong labels by heart; robust losses are meant to resist that.
 
-    python noisy_labels.py            # about a minute and a half on two cores
+    python noisy_labels.py            # one to two minutes on two cores
     python noisy_labels.py --smoke    # a few seconds, only to see that it runs
 
 It prints a Markdown table (mean ± standard deviation over the seeds of the clean test accuracy
@@ -219,11 +219,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="one seed, two conditions, 3 epochs")
     parser.add_argument("--seeds", type=int, help="number of seeds (default 5, smoke 1)")
-    parser.add_argument("--epochs", type=int, help="passes over the data (default 150, smoke 3)")
+    parser.add_argument("--epochs", type=int, help="passes over the data (default 120, smoke 3)")
     parser.add_argument("--out", default="noisy_labels.png", help="file for the plot")
     args = parser.parse_args()
     seeds = args.seeds or (1 if args.smoke else 5)
-    epochs = args.epochs or (3 if args.smoke else 150)
+    epochs = args.epochs or (3 if args.smoke else 120)
     conditions = [CLEAN, *((kind, rate) for kind in KINDS for rate in RATES)]
     if args.smoke:
         conditions = [(kind, 40) for kind in KINDS]

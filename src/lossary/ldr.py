@@ -112,7 +112,7 @@ class LDRKLLoss(ClassificationLoss):
         if self.lam == 0.0:
             rival = _softmax.hardest_rival(logits, target, class_dim=axis, margin=self.margin)
             return torch.relu(rival)
-        if math.isinf(self.lam):
+        if self.lam == math.inf:
             return self._mean_gap(logits, target, axis)
         if self.lam < 1.0:
             t = self.log_odds(logits, target, temperature=self.lam, margin=self.margin)
