@@ -477,15 +477,16 @@ class ClassificationLoss(Loss):
         if target.dtype != torch.long:
             target = target.long()
         dtype = torch.float32 if logits.dtype in HALF else logits.dtype
+        class_weight = self._buffers["class_weight"]
         ignored = self._ignored(target, logits.shape[axis])
-        if ignored is None and weight is None and self.class_weight is None:
+        if ignored is None and weight is None and class_weight is None:
             return self.per_sample(logits, target, *others), None, None
         if weight is None:
             weight = torch.ones((), dtype=dtype, device=logits.device)
         weight = weight.to(dtype)
-        if self.class_weight is not None:
+        if class_weight is not None:
             classes = target if ignored is None else target.masked_fill(ignored, 0)
-            weight = weight * self.class_weight.to(dtype)[classes]
+            weight = weight * class_weight.to(dtype)[classes]
         weight = weight.expand(target.shape)
         if ignored is not None:
             weight = weight.masked_fill(ignored, 0.0)
@@ -519,7 +520,11 @@ class ClassificationLoss(Loss):
         """
         if not _softmax.readable(target) or target.numel() == 0:
             return target == self.ignore_index
-        low, high = (int(x) for x in torch.aminmax(target))
+        if target.numel() <= 64:  # a list is faster than two kernels here
+            values = target.flatten().tolist()
+            low, high = min(values), max(values)
+        else:
+            low, high = (int(x) for x in torch.aminmax(target))
         inside = low >= 0 and high < num_classes
         if inside and not 0 <= self.ignore_index < num_classes:
             return None
@@ -542,15 +547,17 @@ class ClassificationLoss(Loss):
         if logits.dim() == 0:
             raise ValueError("logits: expected a class axis, got a 0-dim tensor")
         axis = self._class_axis(logits)
-        num_classes = logits.shape[axis]
+        shape = logits.shape
+        num_classes = shape[axis]
         if num_classes < 2:
             raise ValueError(f"logits: expected at least 2 classes, got {num_classes}")
-        if self.class_weight is not None and len(self.class_weight) != num_classes:
+        class_weight = self._buffers["class_weight"]  # a fifth of the time of self.class_weight
+        if class_weight is not None and len(class_weight) != num_classes:
             raise ValueError(
-                f"class_weight: expected {num_classes} weights, got {len(self.class_weight)}"
+                f"class_weight: expected {num_classes} weights, got {len(class_weight)}"
             )
         _check_device("target", target, logits)
-        rows = logits.shape[:axis] + logits.shape[axis + 1 :]
+        rows = shape[:axis] + shape[axis + 1 :]
         if target.dtype.is_floating_point:
             if target.shape == rows:
                 raise TypeError(f"target: expected integer class indices, got {target.dtype}")

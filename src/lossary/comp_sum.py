@@ -220,7 +220,8 @@ class MulticlassMAELoss(ClassificationLoss):
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""
-        return torch.sigmoid(self.log_odds(logits, target)) * self.scale
+        value = torch.sigmoid(self.log_odds(logits, target))
+        return value if self.scale == 1.0 else value * self.scale
 
     def properties(self, num_classes: int = 10) -> Properties:
         """Return what this instance guarantees on ``num_classes`` classes."""

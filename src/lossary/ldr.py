@@ -59,7 +59,7 @@ class LDRKLLoss(ClassificationLoss):
         max_k z_k. lam = inf: the mean of z.
 
     Note:
-        For lam of 1 and more the value is computed from the log-odds above chance: lam times
+        For lam of 4 and more the value is computed from the log-odds above chance: lam times
         (log-sum-exp minus log K) would cancel, to 0.15% at lam = 1e4. ``normalize`` divides by a
         mean that is clamped at the smallest normal number, and costs copies of the logits.
 
@@ -114,9 +114,10 @@ class LDRKLLoss(ClassificationLoss):
             return torch.relu(rival)
         if self.lam == math.inf:
             return self._mean_gap(logits, target, axis)
-        if self.lam < 1.0:
+        if self.lam < 4.0:
             t = self.log_odds(logits, target, temperature=self.lam, margin=self.margin)
-            return (softplus(t) - math.log(num_classes)) * self.lam
+            value = softplus(t) - math.log(num_classes)
+            return value if self.lam == 1.0 else value * self.lam
         u = self.log_odds(
             logits, target, temperature=self.lam, margin=self.margin, above_chance=True
         )

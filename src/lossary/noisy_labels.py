@@ -156,7 +156,7 @@ class SymmetricCrossEntropyLoss(ClassificationLoss):
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""
         t = self.log_odds(logits, target)
-        return self.alpha * softplus(t) - (self.beta * self.A) * torch.sigmoid(t)
+        return torch.sub(self.alpha * softplus(t), torch.sigmoid(t), alpha=self.beta * self.A)
 
     def expected(self, logits: Tensor, probabilities: Tensor, mass: Tensor) -> Tensor:
         """Return both terms for a probability target, times its class weight."""
