@@ -42,7 +42,7 @@ LOG_ODDS, CHANCE_ODDS, TARGET, TOTAL, RIVAL_SQUARES = STATISTICS = (
 #: Below this many bytes of logits, stock operations beat the tiled Function's call overhead.
 TILED_FROM_BYTES = 2 << 20
 #: Rows of fewer classes than this are too short for tiles to gain anything.
-TILED_FROM_CLASSES = 64
+TILED_FROM_CLASSES = 32
 #: Scratch of one tile. On a CPU: flat in time from 1 to 4 MiB, slower where it leaves the L2 cache.
 #: On an accelerator: enough rows to fill it.
 TILE_BYTES = {"cpu": 2 << 20, "other": 64 << 20}

@@ -1,0 +1,158 @@
+"""The file tree, the exports, the docstrings, the cases and the README must agree."""
+
+import ast
+import doctest
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lossary
+from cases import CASES
+from lossary import Loss, Properties
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src/lossary").glob("*.py"))
+LOSSES = [
+    getattr(lossary, name)
+    for name in lossary.__all__
+    if inspect.isclass(getattr(lossary, name))
+    and issubclass(getattr(lossary, name), Loss)
+    and getattr(lossary, name) not in (Loss, lossary.ClassificationLoss)
+]
+SECTIONS = (
+    ".. math::",
+    "Args:",
+    "Shape:",
+    "Properties:",
+    "Limits:",
+    "Raises:",
+    "Reference:",
+    "Example:",
+    ">>> ",
+)
+
+
+def test_all_is_sorted_and_everything_in_it_exists():
+    assert lossary.__all__ == sorted(lossary.__all__)
+    assert all(hasattr(lossary, name) for name in lossary.__all__)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
+def test_every_public_name_of_a_family_is_exported(path):
+    if path.name.startswith("_") or path.name == "testing.py":
+        public = []
+    else:
+        tree = ast.parse(path.read_text())
+        public = [n.name for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)]
+    assert {n for n in public if not n.startswith("_")} <= set(lossary.__all__)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_has_a_case(loss):
+    assert CASES[loss.__name__]
+    assert all(type(case.loss()) is loss for case in CASES[loss.__name__])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_declares_its_properties_with_their_source(loss):
+    properties = loss().properties()
+    assert properties != Properties()
+    assert properties.source
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_docstring_is_a_full_reference(loss):
+    lines = inspect.getdoc(loss).splitlines()
+    assert lines[0].endswith(".")
+    assert lines[1] == ""
+    assert [s for s in SECTIONS if s not in inspect.getdoc(loss)] == []
+    assert re.search(r"\b(19|20)\d\d\b", inspect.getdoc(loss).split("Reference:")[1])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_argument_is_documented(loss):
+    arguments = inspect.getdoc(loss).split("Args:")[1].split("Shape:")[0]
+    for name in inspect.signature(loss).parameters:
+        assert re.search(rf"\b{name}\b", arguments), name
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_readme_and_changelog_name_every_loss(loss):
+    for page in ("README.md", "CHANGELOG.md"):
+        assert f"`{loss.__name__}`" in (ROOT / page).read_text(), page
+
+
+def test_the_library_needs_torch_alone():
+    allowed = {*sys.stdlib_module_names, "torch", "lossary"}
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:  # imports at module level
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert {n.split(".")[0] for n in names} <= allowed, path.name
+
+
+FLOORS = ["_numerics", "_properties", "_softmax", "_distributed", "_base"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
+def test_a_floor_imports_only_floors_below_it(path):
+    imported = set(re.findall(r"from lossary\.(_\w+) import", path.read_text()))
+    imported |= {
+        name.strip()
+        for names in re.findall(r"from lossary import ([\w, ]+)", path.read_text())
+        for name in names.split(",")
+        if name.strip().startswith("_")
+    }
+    below = FLOORS[: FLOORS.index(path.stem)] if path.stem in FLOORS else FLOORS
+    assert imported <= set(below)
+
+
+def test_nothing_is_printed_and_nothing_synchronises_in_a_family():
+    for path in SOURCES:
+        if path.name.startswith("_") or path.name == "testing.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                assert name not in ("print", "item", "tolist", "nonzero"), (path.name, node.lineno)
+
+
+def test_the_readme_shows_the_swap_as_it_stands_in_the_example():
+    readme = (ROOT / "README.md").read_text()
+    block = re.search(r"```python\n(.*?)```", readme, re.S).group(1)
+    example = (ROOT / "docs/examples/swap.py").read_text()
+    for line in block.splitlines():
+        assert line in example, line
+
+
+def test_the_readme_examples_print_what_they_show():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    examples = [b for b in blocks if ">>>" in b]
+    assert len(examples) == 2
+    runner = doctest.DocTestRunner()
+    for block in examples:
+        runner.run(doctest.DocTestParser().get_doctest(block, {}, "README.md", "README.md", 0))
+    assert runner.summarize(verbose=False).failed == 0
+
+
+@pytest.mark.parametrize("arguments", [["swap.py"], ["noisy_labels.py", "--smoke"]])
+def test_examples_run(arguments, tmp_path):
+    name, *options = arguments
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "docs/examples" / name), *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    if name == "noisy_labels.py":
+        assert "MulticlassMAELoss" in run.stdout
+        assert (tmp_path / "noisy_labels.png").stat().st_size > 10_000
+    else:
+        accuracy = float(re.search(r"accuracy: ([\d.]+)%", run.stdout).group(1))
+        assert accuracy > 90
