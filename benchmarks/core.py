@@ -1,0 +1,678 @@
+"""Time and memory of the class-target losses, beside F.cross_entropy: `python benchmarks/core.py`.
+
+Times are ratios within one run: every round runs every candidate once, in a new random order, and
+the table shows the median of the per-round ratios with its interquartile range. Absolute times are
+not printed, as they do not carry from machine to machine. The *unit* is one copy plus one full read
+of the logits, the least that a loss with a dense gradient can cost. Before anything is timed, its
+value and gradient are compared with an independent formula in float64.
+"""
+
+import argparse
+import gc
+import json
+import math
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import lossary
+from lossary._softmax import TILED_FROM_BYTES
+
+LossFn = Callable[[Tensor, Tensor], Tensor]
+Row = dict[str, Any]
+Table = dict[str, Any]
+
+# The allocator decides much of the time: pages that the system hands out afresh are slower to
+# write than all of the arithmetic. "default": glibc maps every buffer from 1 MiB on, and unmaps it
+# when it is freed, as happens in a training step to buffers of 32 MiB and more, and to smaller ones
+# between other allocations. "warm": freed memory stays mapped and is used again. There, glibc's
+# small-block cache has to be off, for the slivers that aligned allocation leaves in it keep free
+# neighbours from merging, and buffers wander to fresh pages after all. The titles say what share of
+# a copy's pages was fresh. Where libc is not glibc, the variables do nothing.
+DEFAULT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+WARM = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 40),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0",
+}
+
+RATIO, UNIT, MEMORY = "x F.cross_entropy [IQR]", "x unit", "peak memory / logits"
+VALUE_ERROR, GRADIENT_ERROR = "value error", "gradient error"
+REFERENCE, COPY = "F.cross_entropy", "unit: one copy, one read"
+PUBLISHED = ("GCE, plain: softmax, gather, clamp", "SCE, plain: softmax, clamp, one-hot")
+
+
+# What is measured: the losses, each with an independent formula.
+
+
+def exact_odds(z: Tensor, y: Tensor) -> Tensor:
+    """Return logsumexp_{k != y} z_k - z_y."""
+    j = y.unsqueeze(1)
+    return z.scatter(1, j, -math.inf).logsumexp(1) - z.gather(1, j).squeeze(1)
+
+
+def exact_ce(z: Tensor, y: Tensor) -> Tensor:
+    """Return cross-entropy with all its digits, also where it is tiny."""
+    t = exact_odds(z, y)
+    return torch.logaddexp(t, torch.zeros_like(t))
+
+
+def exact_comp_sum(z: Tensor, y: Tensor, tau: float) -> Tensor:
+    """Return (p_y^(tau - 1) - 1) / (1 - tau)."""
+    return torch.expm1((1 - tau) * exact_ce(z, y)) / (1 - tau)
+
+
+def exact_sce(z: Tensor, y: Tensor, alpha: float, passive: float) -> Tensor:
+    """Return alpha CE + passive (1 - p_y)."""
+    t = exact_odds(z, y)
+    return alpha * exact_ce(z, y) + passive / (1 + torch.exp(-t))
+
+
+def exact_ldr(z: Tensor, y: Tensor, lam: float = 1.0, softplus: bool = False) -> Tensor:
+    """Return lam log mean_k exp((z_k - z_y + 0.1 [k != y]) / lam), and its limits."""
+    if softplus:
+        z = torch.logaddexp(z, torch.zeros_like(z))
+        z = z / z.mean(1, keepdim=True)
+    j = y.unsqueeze(1)
+    if lam in (0.0, math.inf):
+        gap = (z - z.gather(1, j) + 0.1).scatter(1, j, 0.0)
+        return gap.amax(1) if lam == 0.0 else gap.mean(1)
+    t = exact_odds(z / lam, y) + 0.1 / lam
+    return lam * (torch.logaddexp(t, torch.zeros_like(t)) - math.log(z.shape[1]))
+
+
+def published_gce(f: Tensor, y: Tensor) -> Tensor:
+    """Return generalised cross-entropy as usually written."""
+    p = F.softmax(f, dim=1).gather(1, y.unsqueeze(1)).clamp(min=1e-7)
+    return ((1 - p**0.7) / 0.7).mean()
+
+
+def published_sce(f: Tensor, y: Tensor) -> Tensor:
+    """Return symmetric cross-entropy as usually written."""
+    p = F.softmax(f, dim=1).clamp(min=1e-7, max=1.0)
+    label = F.one_hot(y, f.shape[1]).float().clamp(min=1e-4, max=1.0)
+    return 0.1 * F.cross_entropy(f, y) + (-(p * label.log()).sum(1)).mean()
+
+
+def exact_gce(z: Tensor, y: Tensor) -> Tensor:
+    """Return generalised cross-entropy at q = 0.7."""
+    return exact_comp_sum(z, y, 1.7)
+
+
+def make(reduction: str = "mean") -> dict[str, tuple[LossFn, LossFn]]:
+    """Return every candidate, with its formula for logits (rows, classes)."""
+    r: Any = reduction
+
+    def reference(f: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(f, y, reduction=reduction)
+
+    return {
+        REFERENCE: (reference, exact_ce),
+        "CompSumLoss(tau=1)": (lossary.CompSumLoss(1, reduction=r), exact_ce),
+        "CompSumLoss(tau=0.5)": (
+            lossary.CompSumLoss(0.5, reduction=r),
+            lambda z, y: exact_comp_sum(z, y, 0.5),
+        ),
+        "GeneralizedCrossEntropyLoss()": (
+            lossary.GeneralizedCrossEntropyLoss(reduction=r),
+            exact_gce,
+        ),
+        "MulticlassMAELoss()": (
+            lossary.MulticlassMAELoss(reduction=r),
+            lambda z, y: exact_sce(z, y, 0, 1),
+        ),
+        "LDRKLLoss()": (lossary.LDRKLLoss(reduction=r), exact_ldr),
+        "LDRKLLoss(lam=10)": (
+            lossary.LDRKLLoss(10, reduction=r),
+            lambda z, y: exact_ldr(z, y, 10),
+        ),
+        "LDRKLLoss(lam=0)": (lossary.LDRKLLoss(0, reduction=r), lambda z, y: exact_ldr(z, y, 0)),
+        "LDRKLLoss(lam=inf)": (
+            lossary.LDRKLLoss(math.inf, reduction=r),
+            lambda z, y: exact_ldr(z, y, math.inf),
+        ),
+        "ReverseCrossEntropyLoss()": (
+            lossary.ReverseCrossEntropyLoss(reduction=r),
+            lambda z, y: exact_sce(z, y, 0, 4),
+        ),
+        "SymmetricCrossEntropyLoss()": (
+            lossary.SymmetricCrossEntropyLoss(reduction=r),
+            lambda z, y: exact_sce(z, y, 0.1, 4),
+        ),
+        'LDRKLLoss(normalize="softplus")': (
+            lossary.LDRKLLoss(normalize="softplus", reduction=r),
+            lambda z, y: exact_ldr(z, y, softplus=True),
+        ),
+    }
+
+
+def published() -> dict[str, tuple[LossFn, LossFn]]:
+    """Return the plain formulas that the losses replace."""
+    passive = -math.log(1e-4)
+    heads: tuple[LossFn, LossFn] = (exact_gce, lambda z, y: exact_sce(z, y, 0.1, passive))
+    return dict(zip(PUBLISHED, zip((published_gce, published_sce), heads, strict=True), strict=True))
+
+
+def some(*names: str) -> dict[str, tuple[LossFn, LossFn]]:
+    """Return F.cross_entropy and the losses ``names``."""
+    return {name: made for name, made in make().items() if name in (REFERENCE, *names)}
+
+
+def data(
+    *shape: int, dtype: torch.dtype = torch.float32, ignored: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return normal logits, a leaf, and a target; every tenth row ignored, if asked for."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    if ignored:
+        target[::10] = -100
+    return logits, target
+
+
+# How it is measured.
+
+
+class Progress:
+    """A bar on standard error: tqdm's where it is installed."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total, self.done = label, total, 0
+        try:
+            from tqdm import tqdm
+
+            self.bar: Any = tqdm(total=total, desc=label, leave=False)
+        except ImportError:
+            self.bar = None
+
+    def step(self) -> None:
+        """Advance by one."""
+        self.done += 1
+        if self.bar is not None:
+            self.bar.update()
+            if self.done == self.total:
+                self.bar.close()
+            return
+        full = 30 * self.done // self.total
+        end = "\n" if self.done == self.total else ""
+        bar = f"\r{self.label} [{'#' * full}{'.' * (30 - full)}] {self.done}/{self.total}"
+        print(bar, end=end, file=sys.stderr, flush=True)
+
+
+def waited() -> int:
+    """Return the nanoseconds for which threads of this process were ready but had no core."""
+    total = 0
+    try:
+        for task in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{task}/schedstat") as file:
+                total += int(file.read().split()[1])
+    except (OSError, IndexError):  # not Linux, or a thread that ended: take the sample as it is
+        return 0
+    return total
+
+
+class Clock:
+    """Time calls against each other, and repeat samples that other processes disturbed."""
+
+    def __init__(self, patience: float = 20.0) -> None:
+        self.patience = patience  # seconds that repeated samples may take in all
+        self.samples = self.clean = 0
+        self.random = random.Random(0)
+
+    def sample(self, call: Callable[[], object], inner: int) -> float:
+        """Return seconds per call: of the first undisturbed sample, or of the least disturbed."""
+        best = (math.inf, math.inf)
+        while True:
+            delay, start = waited(), time.perf_counter()
+            for _ in range(inner):
+                call()
+            wall = time.perf_counter() - start
+            share = max(0, waited() - delay) / 1e9 / wall
+            best = min(best, (share, wall / inner))
+            if share < 0.03 or self.patience < 0:
+                break
+            self.patience -= wall
+        self.samples += 1
+        self.clean += best[0] < 0.03
+        return best[1]
+
+    def compare(
+        self,
+        calls: dict[str, Callable[[], object]],
+        rounds: int,
+        progress: Progress,
+        inner: int = 1,
+    ) -> dict[str, list[float]]:
+        """Return the time of every call in every round."""
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for call in calls.values():
+            call()
+        gc.disable()
+        for _ in range(rounds):
+            gc.collect()
+            for name in self.random.sample(list(calls), len(calls)):
+                times[name].append(self.sample(calls[name], inner))
+            progress.step()
+        gc.enable()
+        return times
+
+    def note(self) -> str:
+        """Say how many samples were undisturbed."""
+        return f"{self.clean / max(1, self.samples):.0%} of the samples had the cores to themselves"
+
+
+def ratio(times: dict[str, list[float]], name: str, reference: str) -> list[float]:
+    """Return the median and the quartiles of the per-round ratios."""
+    ratios = [a / b for a, b in zip(times[name], times[reference], strict=True)]
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return [median, low, high]
+
+
+def training_step(loss: LossFn, logits: Tensor, target: Tensor) -> Callable[[], None]:
+    """Return forward plus backward. It drops its own gradient, so that all start alike."""
+
+    def call() -> None:
+        loss(logits, target).backward()
+        logits.grad = None
+
+    return call
+
+
+def unit(logits: Tensor) -> Callable[[], None]:
+    """Return one copy and one full read."""
+    x = logits.detach()
+
+    def call() -> None:
+        x.clone()
+        x.sum()
+
+    return call
+
+
+def peak_memory(call: Callable[[], object], logits: Tensor) -> float:
+    """Return the peak of what torch's allocator gave out during a call, in units of the logits."""
+    call()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    held = peak = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / (logits.numel() * logits.element_size())
+
+
+def fresh_pages(logits: Tensor) -> str:
+    """Say which share of the pages of a copy is fresh."""
+    try:
+        import resource
+    except ImportError:
+        return "page faults not known"
+    x = logits.detach()
+    for _ in range(3):
+        x.clone()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    x.clone()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    pages = x.numel() * x.element_size() / resource.getpagesize()
+    return f"{min(1.0, faults / pages):.0%} of a copy's pages fresh"
+
+
+def check(loss: LossFn, exact: LossFn, logits: Tensor, target: Tensor) -> Row:
+    """Compare a mean loss and its gradient with the formula in float64, or stop the run."""
+    value = loss(logits, target)
+    (gradient,) = torch.autograd.grad(value, logits)
+    rows = logits.detach().movedim(1, -1).reshape(-1, logits.shape[1])
+    slopes = gradient.movedim(1, -1).reshape(rows.shape)
+    y = target.reshape(-1)
+    kept = y >= 0
+    count = int(kept.sum())
+    total = largest = wrong = 0.0
+    size = max(1, (1 << 16) // rows.shape[1])  # small enough to stay in the cache
+    for chunk in range(0, len(rows), size):
+        part = slice(chunk, chunk + size)
+        z = rows[part].double().requires_grad_()
+        values = torch.where(kept[part], exact(z, y[part].clamp(min=0)), 0.0) / count
+        (slope,) = torch.autograd.grad(values.sum(), z)
+        total += float(values.sum())
+        largest = max(largest, float(slope.abs().max()))
+        wrong = max(wrong, float((slopes[part] - slope).abs().max()))
+    errors = {VALUE_ERROR: abs(float(value) / total - 1), GRADIENT_ERROR: wrong / largest}
+    limit = 2e-2 if logits.dtype == torch.bfloat16 else 1e-4
+    if not max(errors.values()) < limit:
+        raise AssertionError(f"{loss} differs from its formula: {errors}, limit {limit}")
+    return errors
+
+
+def relative_error(value: Tensor, exact: Tensor, floor: float = 0.0) -> float:
+    """Return the largest error, relative to the size (at least ``floor``)."""
+    error = (value.double() - exact).abs()
+    return float(torch.where(error > 0, error / exact.abs().clamp(min=floor), 0.0).max())
+
+
+# The sections. Each runs in a process of its own.
+
+
+def eager(title: str, rounds: int, quick: bool) -> list[Table]:
+    """Forward plus backward in float32."""
+    shapes = [(4096, 1000)] if quick else [(512, 32000), (4096, 1000)]
+    candidates = make() | published()
+    progress, clock = Progress(title, len(shapes) * (len(candidates) + rounds)), Clock()
+    limit = 1.0 if title.endswith("warm") else 0.6
+    tables = []
+    for shape in shapes:
+        logits, target = data(*shape)
+        calls: dict[str, Callable[[], object]] = {COPY: unit(logits)}
+        errors: dict[str, Row] = {COPY: {VALUE_ERROR: None, GRADIENT_ERROR: None}}
+        for name, (loss, exact) in candidates.items():
+            errors[name] = check(loss, exact, logits, target)
+            calls[name] = training_step(loss, logits, target)
+            progress.step()
+        memory = {name: peak_memory(call, logits) for name, call in calls.items()}
+        times = clock.compare(calls, rounds, progress)
+        rows = []
+        for name in (REFERENCE, COPY, *list(candidates)[1:]):
+            row = {
+                "loss": name,
+                RATIO: ratio(times, name, REFERENCE),
+                UNIT: ratio(times, name, COPY)[0],
+                MEMORY: memory[name],
+                "target": None,
+                "met": None,
+            }
+            if name not in (REFERENCE, COPY, *PUBLISHED):
+                row["target"] = f"{limit}; memory 1.1"
+                row["met"] = row[RATIO][0] <= limit and memory[name] <= 1.1
+            rows.append(row | errors[name])
+        heading = f"{title}, {shape}: float32, {fresh_pages(logits)}"
+        tables.append({"title": heading, "rows": rows, "note": clock.note()})
+    return tables
+
+
+def compiled(title: str, rounds: int, quick: bool) -> list[Table]:
+    """Forward plus backward under torch.compile, beside compiled cross-entropy."""
+    shapes = [(4096, 1000)] if quick else [(512, 32000), (4096, 1000)]
+    modules: dict[str, tuple[nn.Module, LossFn]] = {
+        "nn.CrossEntropyLoss()": (nn.CrossEntropyLoss(), exact_ce),
+        "GeneralizedCrossEntropyLoss()": (lossary.GeneralizedCrossEntropyLoss(), exact_gce),
+        "LDRKLLoss()": (lossary.LDRKLLoss(), exact_ldr),
+        "SymmetricCrossEntropyLoss()": (
+            lossary.SymmetricCrossEntropyLoss(),
+            lambda z, y: exact_sce(z, y, 0.1, 4),
+        ),
+    }
+    reference = next(iter(modules))
+    if quick:
+        modules.pop("GeneralizedCrossEntropyLoss()")
+        modules.pop("SymmetricCrossEntropyLoss()")
+    progress, clock = Progress(title, 2 * len(shapes) * (len(modules) + rounds)), Clock()
+    compiled_modules = {
+        name: torch.compile(module, fullgraph=True, dynamic=False)
+        for name, (module, _) in modules.items()
+    }
+    rows = []
+    for shape in shapes:
+        for ignored, limit in ((False, 1.1), (True, 1.4)):
+            logits, target = data(*shape, ignored=ignored)
+            calls: dict[str, Callable[[], object]] = {}
+            errors = {}
+            for name, (_, exact) in modules.items():
+                errors[name] = check(compiled_modules[name], exact, logits, target)
+                calls[name] = training_step(compiled_modules[name], logits, target)
+                progress.step()
+            times = clock.compare(calls, rounds, progress)
+            for name in modules:
+                median = ratio(times, name, reference)
+                judged = name != reference
+                row = {"loss": name, "shape": str(shape), "rows ignored": "10%" if ignored else "0"}
+                row["x compiled CrossEntropyLoss [IQR]"] = median
+                row["target"] = limit if judged else None
+                row["met"] = median[0] <= limit if judged else None
+                rows.append(row | errors[name])
+    heading = f"{title}: float32, torch.compile(loss, fullgraph=True), {fresh_pages(logits)}"
+    return [{"title": heading, "rows": rows, "note": clock.note()}]
+
+
+def bfloat16(title: str, rounds: int, quick: bool) -> list[Table]:
+    """Forward plus backward in bfloat16, and the accuracy of its row losses."""
+    logits, target = data(64 if quick else 256, 128000, dtype=torch.bfloat16)
+    names = ("CompSumLoss(tau=1)", "GeneralizedCrossEntropyLoss()", "LDRKLLoss()")
+    candidates = some(*names, "SymmetricCrossEntropyLoss()")
+    progress, clock = Progress(title, len(candidates) + rounds), Clock()
+    per_row = make("none")
+    calls: dict[str, Callable[[], object]] = {COPY: unit(logits)}
+    errors: dict[str, Row] = {}
+    for name, (loss, exact) in candidates.items():
+        errors[name] = check(loss, exact, logits, target)
+        with torch.no_grad():
+            values = per_row[name][0](logits, target)
+            pairs = zip(logits.split(1), target.split(1), strict=True)
+            true = torch.cat([exact(z.double(), y) for z, y in pairs])
+        # LDR-KL changes sign: where it is near 0, its error relative to itself means nothing.
+        floor = 1.0 if name == "LDRKLLoss()" else 0.0
+        errors[name] = {"row error": relative_error(values, true, floor)} | errors[name]
+        calls[name] = training_step(loss, logits, target)
+        progress.step()
+    times = clock.compare(calls, rounds, progress)
+    rows = []
+    for name in candidates:
+        row = {"loss": name, "x bfloat16 F.cross_entropy [IQR]": ratio(times, name, REFERENCE)}
+        row |= {UNIT: ratio(times, name, COPY)[0], MEMORY: peak_memory(calls[name], logits)}
+        row |= {"target": None, "met": None}
+        if name != REFERENCE:
+            row["target"] = "0.7; row error 1e-5"
+            fast = ratio(times, name, REFERENCE)[0] <= 0.7
+            row["met"] = fast and errors[name]["row error"] <= 1e-5
+        rows.append(row | errors[name])
+    heading = f"{title}, {tuple(logits.shape)}: {fresh_pages(logits)}"
+    note = "row error: the largest relative error of a row's loss; LDRKLLoss: relative to 1 below 1"
+    return [{"title": heading, "rows": rows, "note": f"{note}; {clock.note()}"}]
+
+
+def accuracy(title: str, rounds: int, quick: bool) -> list[Table]:
+    """Largest errors in float32 where the target leads by 0 to 80."""
+    del rounds, quick
+    gaps = torch.arange(81.0)
+    # As many rows as each path needs: below a size, the losses take stock operations.
+    cases = {"small": gaps, "large": gaps.repeat(8)}
+    per_row = make("none")
+    progress = Progress(title, len(cases) * len(per_row))
+    rows: list[Row] = [{"loss": name} for name in per_row]
+    for size, lead in cases.items():
+        logits, target = data(len(lead), 1000)
+        with torch.no_grad():
+            j = target.unsqueeze(1)
+            rival = logits.scatter(1, j, -math.inf).amax(1)
+            logits.scatter_(1, j, (rival + lead).unsqueeze(1))
+        if (logits.numel() * 4 >= TILED_FROM_BYTES) != (size == "large"):
+            raise AssertionError(f"{size}: the shape no longer takes the path it stands for")
+        for row in rows:
+            loss, exact = per_row[row["loss"]]
+            value = loss(logits, target)
+            (gradient,) = torch.autograd.grad(value.sum(), logits)
+            z = logits.detach().double().requires_grad_()
+            true = exact(z, target)
+            (slope,) = torch.autograd.grad(true.sum(), z)
+            scale = slope.abs().amax(1, keepdim=True)
+            row[f"value error, {size}"] = relative_error(value, true)
+            row[f"gradient error, {size}"] = float(
+                torch.where(scale > 0, (gradient - slope).abs() / scale, gradient.abs()).max()
+            )
+            progress.step()
+    for row in rows:
+        worst = max(error for key, error in row.items() if "error" in key)
+        judged = row["loss"] != REFERENCE
+        row["target"], row["met"] = (1e-5, worst <= 1e-5) if judged else (None, None)
+    note = (
+        "small: stock operations; large: row tiles. Value: relative, the worst row's. Gradient: "
+        "the largest entry of the error over the largest entry of the row's gradient"
+    )
+    heading = f"{title}: float32, 1000 classes, the target leads by 0, 1, ..., 80"
+    return [{"title": heading, "rows": rows, "note": note}]
+
+
+def small(title: str, rounds: int, quick: bool) -> list[Table]:
+    """Overhead of a call on (32, 10), on one thread."""
+    torch.set_num_threads(1)
+    logits, target = data(32, 10)
+    reference = "nn.CrossEntropyLoss()"
+    candidates = {reference: (nn.CrossEntropyLoss(), exact_ce)} | make()
+    candidates.pop(REFERENCE)
+    progress, clock = Progress(title, len(candidates) + 2 * rounds), Clock()
+    forward: dict[str, Callable[[], object]] = {}
+    both: dict[str, Callable[[], object]] = {}
+    errors = {}
+    for name, (loss, exact) in candidates.items():
+        errors[name] = check(loss, exact, logits, target)
+        forward[name] = lambda loss=loss: loss(logits, target)  # type: ignore[misc]
+        both[name] = training_step(loss, logits, target)
+        progress.step()
+    inner = 50 if quick else 200
+    forward_times = clock.compare(forward, rounds, progress, inner)
+    both_times = clock.compare(both, rounds, progress, inner)
+    rows = []
+    for name in candidates:
+        a, b = ratio(forward_times, name, reference), ratio(both_times, name, reference)
+        row = {"loss": name, "forward x [IQR]": a, "forward + backward x [IQR]": b}
+        judged = name != reference
+        row["target"], row["met"] = (4.0, max(a[0], b[0]) <= 4) if judged else (None, None)
+        rows.append(row | errors[name])
+    heading = f"{title}, (32, 10): float32, one thread, beside {reference}"
+    return [{"title": heading, "rows": rows, "note": clock.note()}]
+
+
+def kdim(title: str, rounds: int, quick: bool) -> list[Table]:
+    """Forward plus backward on segmentation logits, in both memory formats."""
+    names = ("GeneralizedCrossEntropyLoss()", "LDRKLLoss()")
+    candidates = some(*names)
+    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    progress, clock = Progress(title, len(formats) * (len(candidates) + rounds)), Clock()
+    rows = []
+    for layout, memory_format in formats.items():
+        logits, target = data(2 if quick else 8, 21, 256, 256)
+        logits = logits.detach().contiguous(memory_format=memory_format).requires_grad_()
+        calls: dict[str, Callable[[], object]] = {COPY: unit(logits)}
+        errors = {}
+        for name, (loss, exact) in candidates.items():
+            errors[name] = check(loss, exact, logits, target)
+            calls[name] = training_step(loss, logits, target)
+            progress.step()
+        times = clock.compare(calls, rounds, progress)
+        for name in candidates:
+            row = {"loss": name, "layout": layout, RATIO: ratio(times, name, REFERENCE)}
+            row |= {UNIT: ratio(times, name, COPY)[0], MEMORY: peak_memory(calls[name], logits)}
+            rows.append(row | errors[name])
+    heading = f"{title}, {tuple(logits.shape)}: float32, {fresh_pages(logits)}"
+    return [{"title": heading, "rows": rows, "note": clock.note()}]
+
+
+# Name: (what runs, rounds, the environments it runs in).
+Section = tuple[Callable[[str, int, bool], list[Table]], int, dict[str, dict[str, str]]]
+SECTIONS: dict[str, Section] = {
+    "eager": (eager, 9, {"eager, default": DEFAULT, "eager, warm": WARM}),
+    "compiled": (compiled, 9, {"compiled": DEFAULT}),
+    "bfloat16": (bfloat16, 7, {"bfloat16": DEFAULT}),
+    "accuracy": (accuracy, 1, {"accuracy": DEFAULT}),
+    "small": (small, 15, {"small": DEFAULT}),
+    "kdim": (kdim, 9, {"kdim": DEFAULT}),
+}
+
+
+def machine() -> dict[str, str]:
+    """Return what the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            model = next((x.split(":")[1].strip() for x in file if "model name" in x), model)
+    except OSError:
+        pass
+    return {
+        "machine": f"{os.cpu_count()} cores, {model}, {platform.system()}",
+        "software": f"Python {platform.python_version()}, torch {torch.__version__}",
+        "threads": str(torch.get_num_threads()),
+        "date": date.today().isoformat(),
+        "allocator": f"{' '.join(platform.libc_ver()) or 'not glibc'}; "
+        "default: fresh pages for every buffer from 1 MiB; warm: pages are kept; "
+        "all sections but eager's second half run in default",
+    }
+
+
+def cell(value: Any, column: str) -> str:
+    """Format one entry of a table."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "**no**"
+    if isinstance(value, list):
+        return "{:.2f} [{:.2f}, {:.2f}]".format(*value)
+    if isinstance(value, float):
+        return f"{value:.1e}" if "error" in column or value < 1e-3 else f"{value:.2f}"
+    return str(value)
+
+
+def show(table: Table) -> None:
+    """Print a table in Markdown."""
+    columns = list(table["rows"][0])
+    print(f"\n### {table['title']}\n")
+    print("| " + " | ".join(columns) + " |")
+    print("| " + " | ".join("---" for _ in columns) + " |")
+    for row in table["rows"]:
+        print("| " + " | ".join(cell(row[column], column) for column in columns) + " |")
+    print(f"\n{table['note']}.", flush=True)
+
+
+def main() -> None:
+    """Run the sections, each in a fresh process, and print their tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=SECTIONS, help="run one section")
+    parser.add_argument("--rounds", type=int, help="rounds of every comparison, at least 2")
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer: about a minute")
+    parser.add_argument("--json", metavar="FILE", help="also write the numbers here")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rounds is not None and options.rounds < 2:
+        parser.error("--rounds: expected at least 2")
+    if options.child:
+        run, rounds, _ = SECTIONS[options.only]
+        rounds = options.rounds or (3 if options.quick else rounds)
+        print(json.dumps(run(options.child, rounds, options.quick)))
+        return
+    about = machine()
+    for key, text in about.items():
+        print(f"- {key}: {text}")
+    tables = []
+    for name in [options.only] if options.only else SECTIONS:
+        for title, environment in SECTIONS[name][2].items():
+            command = [sys.executable, __file__, "--only", name, "--child", title]
+            command += ["--rounds", str(options.rounds)] if options.rounds else []
+            command += ["--quick"] if options.quick else []
+            # The profiler would announce itself on standard error each time it starts.
+            env = os.environ | environment | {"KINETO_LOG_LEVEL": "99"}
+            child = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
+            if child.returncode:
+                raise SystemExit(f"{title}: failed with exit status {child.returncode}")
+            tables += (made := json.loads(child.stdout.splitlines()[-1]))
+            for table in made:
+                show(table)
+    missed = sum(row.get("met") is False for table in tables for row in table["rows"])
+    print(f"\nTargets missed: {missed}.")
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"about": about, "tables": tables}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""The table of what must be refused, and with which words.
+
+A row says how the loss is built, what it is called with, and what the error must say. Rows without
+a loss hold for every loss with a class target: a new one inherits them by being exported. A family
+adds rows of its own for its hyper-parameters.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lossary import (
+    CompSumLoss,
+    GeneralizedCrossEntropyLoss,
+    LDRKLLoss,
+    Loss,
+    MulticlassMAELoss,
+    ReverseCrossEntropyLoss,
+    SymmetricCrossEntropyLoss,
+)
+
+NAN, INF = math.nan, math.inf
+
+
+@dataclass(frozen=True)
+class Row:
+    """One mistake. The constructor makes it where there are no inputs, else the call does."""
+
+    id: str
+    argument: str | None  # the message starts with it; None: Python's own message
+    says: tuple[str, ...]  # what came, what was expected
+    error: type[Exception] = ValueError
+    loss: Callable[..., Loss] | None = None  # None: every loss with a class target
+    options: dict[str, Any] = field(default_factory=dict)
+    inputs: tuple[Any, ...] | None = None
+    keywords: dict[str, Any] = field(default_factory=dict)
+
+
+N, K = 4, 3
+LOGITS = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0], [-1.0, 0.5, 2.0], [4.0, 0.0, 1.0]])
+TARGET = torch.tensor([0, 1, 2, 2])
+PROBABILITIES = torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.1, 0.1, 0.8]])
+
+
+def _indices(*values: int) -> torch.Tensor:
+    return torch.tensor(values)
+
+
+def _probabilities(*first_row: float) -> torch.Tensor:
+    q = PROBABILITIES.clone()
+    q[0] = torch.tensor(first_row)
+    return q
+
+
+def option(id: str, argument: str, says: tuple[str, ...], value: Any, error=ValueError) -> Row:
+    """A keyword of every loss that the constructor refuses."""
+    return Row(f"{argument}_{id}", argument, says, error, options={argument: value})
+
+
+def call(
+    id: str,
+    argument: str,
+    says: tuple[str, ...],
+    *inputs: Any,
+    error: type[Exception] = ValueError,
+    options: dict[str, Any] | None = None,
+    **keywords: Any,
+) -> Row:
+    """Inputs that every loss refuses."""
+    return Row(f"{argument}_{id}", argument, says, error, None, options or {}, inputs, keywords)
+
+
+def weight(id: str, says: tuple[str, ...], value: Any, error=ValueError) -> Row:
+    return call(id, "weight", says, LOGITS, TARGET, error=error, weight=value)
+
+
+def normalizer(id: str, says: tuple[str, ...], value: Any, error=ValueError, **options: Any) -> Row:
+    inputs = (LOGITS, TARGET)
+    return call(id, "normalizer", says, *inputs, error=error, options=options, normalizer=value)
+
+
+def hyper(
+    loss: type[Loss],
+    argument: str,
+    value: Any,
+    *says: str,
+    error: type[Exception] = ValueError,
+    id: str | None = None,
+    **others: Any,
+) -> Row:
+    """A hyper-parameter that the constructor refuses."""
+    id = f"{loss.__name__}_{argument}_{value if id is None else id}"
+    return Row(id, argument, says, error, loss, {argument: value, **others})
+
+
+def not_numbers(loss: type[Loss], argument: str) -> tuple[Row, ...]:
+    """What no numeric hyper-parameter takes."""
+    what = {"bool": True, "str": "1.0", "NoneType": None, "list": [1.0], "complex": 1j}
+    return tuple(
+        hyper(loss, argument, value, "expected a number", name, error=TypeError, id=name)
+        for name, value in what.items()
+    )
+
+
+COMMON = (
+    # The options of the constructor.
+    option("unknown", "reduction", ("'none', 'sum', 'mean', 'batchmean'", "'average'"), "average"),
+    option("none", "reduction", ("'none'", "got None"), None),
+    option("true", "reduction", ("'none'", "got True"), True),
+    option("capital", "reduction", ("'mean'", "'Mean'"), "Mean"),
+    option("float", "ignore_index", ("an int", "float", "-100.0"), -100.0, TypeError),
+    option("none", "ignore_index", ("an int", "NoneType"), None, TypeError),
+    option("bool", "ignore_index", ("an int", "bool"), False, TypeError),
+    option("str", "ignore_index", ("an int", "str"), "-100", TypeError),
+    option("float", "class_dim", ("an int", "float", "1.0"), 1.0, TypeError),
+    option("none", "class_dim", ("an int", "NoneType"), None, TypeError),
+    option("bool", "class_dim", ("an int", "bool"), True, TypeError),
+    option("list", "class_weight", ("a tensor", "list"), [1.0, 2.0, 3.0], TypeError),
+    option("number", "class_weight", ("a tensor", "float"), 2.0, TypeError),
+    option("int", "class_weight", ("float", "int64"), torch.tensor([1, 2, 3]), TypeError),
+    option("bool", "class_weight", ("float", "bool"), torch.ones(3, dtype=torch.bool), TypeError),
+    option("0_dim", "class_weight", ("(K,)", "()"), torch.tensor(1.0)),
+    option("2_dim", "class_weight", ("(K,)", "(1, 3)"), torch.ones(1, 3)),
+    option("one_class", "class_weight", ("K >= 2", "(1,)"), torch.ones(1)),
+    option("empty", "class_weight", ("K >= 2", "(0,)"), torch.ones(0)),
+    Row("unknown_keyword", None, ("unexpected keyword", "size_average"), TypeError, None,
+        {"size_average": True}),
+    # The logits.
+    call("list", "logits", ("a tensor", "list"), LOGITS.tolist(), TARGET, error=TypeError),
+    call("none", "logits", ("a tensor", "NoneType"), None, TARGET, error=TypeError),
+    call("int", "logits", ("floating point", "int64"), LOGITS.long(), TARGET, error=TypeError),
+    call("bool", "logits", ("floating point", "bool"), LOGITS > 0, TARGET, error=TypeError),
+    call("complex", "logits", ("floating point", "complex64"), LOGITS + 0j, TARGET,
+         error=TypeError),
+    call("0_dim", "logits", ("class axis", "0-dim"), torch.tensor(1.0), torch.tensor(0)),
+    call("one_class", "logits", ("2 classes", "got 1"), torch.ones(N, 1), torch.zeros(N).long()),
+    call("no_class", "logits", ("2 classes", "got 0"), torch.ones(N, 0), torch.zeros(N).long()),
+    call("one_class_row", "logits", ("2 classes", "got 1"), torch.ones(1), torch.tensor(0)),
+    call("class_dim_2", "logits", ("axis 2", "class_dim", "(4, 3)"), LOGITS, TARGET,
+         options={"class_dim": 2}),
+    call("class_dim_-3", "logits", ("axis -3", "class_dim", "(4, 3)"), LOGITS, TARGET,
+         options={"class_dim": -3}),
+    call("class_dim_2_of_row", "logits", ("axis 2", "class_dim", "(3,)"), LOGITS[0], TARGET[0],
+         options={"class_dim": 2}),
+    # The target.
+    call("list", "target", ("a tensor", "list"), LOGITS, TARGET.tolist(), error=TypeError),
+    call("number", "target", ("a tensor", "int"), LOGITS[0], 1, error=TypeError),
+    call("float_indices", "target", ("integer class indices", "float32"), LOGITS, TARGET.float(),
+         error=TypeError),
+    call("bool", "target", ("integer class indices", "bool"), LOGITS, TARGET > 0, error=TypeError),
+    call("bool_one_hot", "target", ("integer class indices", "bool"), LOGITS, PROBABILITIES > 0.4,
+         error=TypeError),
+    call("complex", "target", ("integer class indices", "complex64"), LOGITS, PROBABILITIES + 0j,
+         error=TypeError),
+    call("int_one_hot", "target", ("(4,)", "got (4, 3)"), LOGITS, PROBABILITIES.long()),
+    call("column", "target", ("(4,)", "got (4, 1)"), LOGITS, TARGET[:, None]),
+    call("short", "target", ("(4,)", "got (3,)"), LOGITS, TARGET[:3]),
+    call("one", "target", ("(4,)", "got (1,)"), LOGITS, TARGET[:1]),
+    call("0_dim", "target", ("(4,)", "got ()"), LOGITS, TARGET[0]),
+    call("1_dim_of_row", "target", ("()", "got (1,)"), LOGITS[0], TARGET[:1]),
+    call("image_transposed", "target", ("(2, 5, 4)", "(2, 3, 5, 4)", "got (2, 4, 5)"),
+         torch.ones(2, 3, 5, 4), torch.zeros(2, 4, 5).long()),
+    call("classes_last", "target", ("(2, 4)", "(2, 5, 4)", "got (2, 5)"), torch.ones(2, 5, 4),
+         torch.zeros(2, 5).long()),
+    call("class_dim_-1", "target", ("(2, 5)", "(2, 5, 4)", "got (2, 4)"), torch.ones(2, 5, 4),
+         torch.zeros(2, 4).long(), options={"class_dim": -1}),
+    call("classes_missing", "target", ("(4, 3)", "got (4, 2)"), LOGITS, PROBABILITIES[:, 1:]),
+    call("one_probability", "target", ("(4, 3)", "got (4, 1)"), LOGITS, torch.ones(N, 1)),
+    call("probabilities_of_row", "target", ("(4, 3)", "got (1, 3)"), LOGITS, PROBABILITIES[:1]),
+    call("probabilities_3_dim", "target", ("(4, 3)", "got (4, 3, 1)"), LOGITS,
+         PROBABILITIES[..., None]),
+    call("other_device", "target", ("device cpu", "meta"), LOGITS, TARGET.to("meta")),
+    call("index_K", "target", ("[0, 3)", "ignore_index=-100", "got 3"), LOGITS,
+         _indices(0, 1, 2, 3)),
+    call("index_negative", "target", ("[0, 3)", "ignore_index=-100", "got -1"), LOGITS,
+         _indices(0, -1, 2, 1)),
+    call("index_next_to_ignored", "target", ("[0, 3)", "got -99"), LOGITS,
+         _indices(0, -100, -99, 1)),
+    call("index_-100_not_ignored", "target", ("ignore_index=-1,", "got -100"), LOGITS,
+         _indices(0, -1, -100, 1), options={"ignore_index": -1}),
+    call("index_K_beside_ignored_class", "target", ("ignore_index=1,", "got 3"), LOGITS,
+         _indices(0, 1, 2, 3), options={"ignore_index": 1}),
+    call("index_uint8", "target", ("[0, 3)", "got 255"), LOGITS,
+         _indices(0, 1, 2, 255).to(torch.uint8)),
+    call("index_despite_weight_0", "target", ("[0, 3)", "got 7"), LOGITS, _indices(0, 1, 2, 7),
+         weight=torch.tensor([1.0, 1.0, 1.0, 0.0])),
+    call("probability_negative", "target", ("non-negative", "minimum -0.5"), LOGITS,
+         _probabilities(1.0, 0.5, -0.5)),
+    call("probabilities_above_1", "target", ("sum 1", "sum 1.2"), LOGITS,
+         _probabilities(0.4, 0.4, 0.4)),
+    call("probabilities_below_1", "target", ("sum 1", "sum 0.75"), LOGITS,
+         _probabilities(0.25, 0.25, 0.25)),
+    call("probabilities_0", "target", ("sum 1", "sum 0"), LOGITS, _probabilities(0.0, 0.0, 0.0)),
+    call("probability_nan", "target", ("sum 1", "nan"), LOGITS, _probabilities(0.5, 0.5, NAN)),
+    call("probability_inf", "target", ("sum 1", "inf"), LOGITS, _probabilities(0.5, 0.5, INF)),
+    call("probabilities_of_other_axis", "target", ("over the class axis", "got a row"), LOGITS,
+         PROBABILITIES, options={"class_dim": 0}),
+    # What goes with the inputs.
+    call("wrong_length", "class_weight", ("3 weights", "got 4"), LOGITS, TARGET,
+         options={"class_weight": torch.ones(4)}),
+    call("wrong_length_soft", "class_weight", ("3 weights", "got 2"), LOGITS, PROBABILITIES,
+         options={"class_weight": torch.ones(2)}),
+    weight("number", ("a tensor", "float"), 2.0, TypeError),
+    weight("list", ("a tensor", "list"), [1.0] * N, TypeError),
+    weight("int", ("float or bool", "int64"), torch.ones(N).long(), TypeError),
+    weight("uint8_mask", ("float or bool", "uint8"), torch.ones(N).to(torch.uint8), TypeError),
+    weight("complex", ("float or bool", "complex64"), torch.ones(N) + 0j, TypeError),
+    weight("0_dim", ("(4,)", "got ()"), torch.tensor(1.0)),
+    weight("column", ("(4,)", "got (4, 1)"), torch.ones(N, 1)),
+    weight("one_row", ("(4,)", "got (1, 4)"), torch.ones(1, N)),
+    weight("per_logit", ("(4,)", "got (4, 3)"), torch.ones(N, K)),
+    weight("short", ("(4,)", "got (3,)"), torch.ones(3)),
+    weight("other_device", ("device cpu", "meta"), torch.ones(N, device="meta")),
+    call("1_dim_for_2", "weight", ("(2, 5)", "got (5,)"), torch.ones(2, 3, 5),
+         torch.zeros(2, 5).long(), weight=torch.ones(5)),
+    call("ones_for_2", "weight", ("(2, 5)", "got (1,)"), torch.ones(2, 3, 5),
+         torch.zeros(2, 5).long(), weight=torch.ones(1)),
+    call("of_wrong_axis", "weight", ("(2, 5)", "got (2, 3)"), torch.ones(2, 3, 5),
+         torch.zeros(2, 5).long(), weight=torch.ones(2, 3)),
+    call("column_soft", "weight", ("(4,)", "got (4, 1)"), LOGITS, PROBABILITIES,
+         weight=torch.ones(N, 1)),
+    call("mask_per_logit", "weight", ("(4,)", "got (4, 3)"), LOGITS, TARGET, weight=LOGITS > 0),
+    call("1_dim_for_row", "weight", ("()", "got (1,)"), LOGITS[0], TARGET[0],
+         weight=torch.ones(1)),
+    normalizer("with_none", ("reduction='none'", "got"), 4.0, reduction="none"),
+    normalizer("zero", ("other than 0", "got 0"), 0),
+    normalizer("zero_tensor", ("other than 0", "got 0"), torch.tensor(0.0)),
+    normalizer("nan", ("a number", "got nan"), NAN),
+    normalizer("nan_tensor", ("a number", "got nan"), torch.tensor(NAN)),
+    normalizer("inf", ("finite", "got inf"), INF),
+    normalizer("1_dim", ("0-dim", "(1,)"), torch.ones(1)),
+    normalizer("per_sample", ("0-dim", "(4,)"), torch.ones(N)),
+    normalizer("str", ("a number", "str"), "4", TypeError),
+    normalizer("bool", ("a number", "bool"), True, TypeError),
+    normalizer("bool_tensor", ("bool",), torch.tensor(True), TypeError),
+    normalizer("complex", ("a number", "complex"), 1j, TypeError),
+    normalizer("complex_tensor", ("complex64",), torch.tensor(1j), TypeError),
+    Row("unknown_forward_keyword", None, ("unexpected keyword", "weights"), TypeError, None, {},
+        (LOGITS, TARGET), {"weights": torch.ones(N)}),
+    Row("weight_by_position", None, ("positional arguments",), TypeError, None, {},
+        (LOGITS, TARGET, torch.ones(N))),
+    Row("target_missing", None, ("target",), TypeError, None, {}, (LOGITS,)),
+)  # fmt: skip
+
+
+def ldr_margin(id: str, says: tuple[str, ...], margin: Any, error=ValueError) -> Row:
+    return Row(f"LDRKLLoss_margin_{id}", "margin", says, error, LDRKLLoss, {"margin": margin})
+
+
+FAMILIES = (
+    *not_numbers(CompSumLoss, "tau"),
+    hyper(CompSumLoss, "tau", -0.5, "[0, inf", "-0.5"),
+    hyper(CompSumLoss, "tau", -1e-9, "[0, inf", "-1e-09"),
+    hyper(CompSumLoss, "tau", NAN, "[0, inf", "nan"),
+    hyper(CompSumLoss, "tau", -INF, "[0, inf", "-inf"),
+    hyper(CompSumLoss, "tau", INF, "inf)", "got inf"),
+    hyper(CompSumLoss, "tau", torch.tensor(1.0), "a number", "Tensor", error=TypeError),
+    *not_numbers(GeneralizedCrossEntropyLoss, "q"),
+    hyper(GeneralizedCrossEntropyLoss, "q", -0.1, "[0, 1]", "-0.1"),
+    hyper(GeneralizedCrossEntropyLoss, "q", 1.0000001, "[0, 1]", "1.0000001"),
+    hyper(GeneralizedCrossEntropyLoss, "q", NAN, "[0, 1]", "nan"),
+    hyper(GeneralizedCrossEntropyLoss, "q", INF, "[0, 1]", "inf"),
+    *not_numbers(MulticlassMAELoss, "scale"),
+    hyper(MulticlassMAELoss, "scale", 0.0, "(0, inf", "got 0.0"),
+    hyper(MulticlassMAELoss, "scale", -1.0, "(0, inf", "-1.0"),
+    hyper(MulticlassMAELoss, "scale", NAN, "(0, inf", "nan"),
+    hyper(MulticlassMAELoss, "scale", INF, "inf)", "got inf"),
+    *not_numbers(ReverseCrossEntropyLoss, "A"),
+    hyper(ReverseCrossEntropyLoss, "A", 0.0, "(-inf, 0)", "0.0"),
+    hyper(ReverseCrossEntropyLoss, "A", 4.0, "(-inf, 0)", "4.0"),
+    hyper(ReverseCrossEntropyLoss, "A", NAN, "(-inf, 0)", "nan"),
+    hyper(ReverseCrossEntropyLoss, "A", -INF, "(-inf, 0)", "-inf"),
+    *(
+        row
+        for name in ("alpha", "beta")
+        for row in (
+            *not_numbers(SymmetricCrossEntropyLoss, name),
+            hyper(SymmetricCrossEntropyLoss, name, -0.1, "[0, inf)", "-0.1"),
+            hyper(SymmetricCrossEntropyLoss, name, NAN, "[0, inf)", "nan"),
+            hyper(SymmetricCrossEntropyLoss, name, INF, "[0, inf)", "inf"),
+        )
+    ),
+    hyper(SymmetricCrossEntropyLoss, "beta", 0.0, "> 0 where alpha is 0", "got 0", alpha=0.0),
+    *not_numbers(SymmetricCrossEntropyLoss, "A"),
+    hyper(SymmetricCrossEntropyLoss, "A", 0.0, "(-inf, 0)", "0.0"),
+    hyper(SymmetricCrossEntropyLoss, "A", 4.0, "(-inf, 0)", "4.0"),
+    hyper(SymmetricCrossEntropyLoss, "A", NAN, "(-inf, 0)", "nan"),
+    hyper(SymmetricCrossEntropyLoss, "A", -INF, "(-inf, 0)", "-inf"),
+    *not_numbers(LDRKLLoss, "lam"),
+    hyper(LDRKLLoss, "lam", -1.0, "[0, inf]", "-1.0"),
+    hyper(LDRKLLoss, "lam", NAN, "[0, inf]", "nan"),
+    *not_numbers(LDRKLLoss, "margin"),
+    hyper(LDRKLLoss, "margin", -0.1, "[0, inf)", "-0.1"),
+    hyper(LDRKLLoss, "margin", NAN, "[0, inf)", "nan"),
+    hyper(LDRKLLoss, "margin", INF, "[0, inf)", "inf"),
+    ldr_margin("0_dim_tensor", ("(K,)", "(K, K)", "()"), torch.tensor(0.1)),
+    ldr_margin("3_dim", ("(K,)", "(K, K)", "(3, 3, 3)"), torch.zeros(3, 3, 3)),
+    ldr_margin("not_square", ("(K,)", "(K, K)", "(2, 3)"), torch.ones(2, 3)),
+    ldr_margin("one_class", ("(K,)", "(1,)"), torch.ones(1)),
+    ldr_margin("one_class_square", ("(K, K)", "(1, 1)"), torch.zeros(1, 1)),
+    ldr_margin("int_tensor", ("float", "int64"), torch.ones(3).long(), TypeError),
+    ldr_margin("complex_tensor", ("float", "complex64"), torch.ones(3) + 0j, TypeError),
+    ldr_margin("negative_entry", (">= 0", "-0.5"), torch.tensor([0.1, -0.5, 1.0])),
+    ldr_margin("nan_entry", (">= 0", "nan"), torch.tensor([0.1, NAN, 1.0])),
+    ldr_margin("inf_entry", ("finite", "inf"), torch.tensor([0.1, INF, 1.0])),
+    ldr_margin("diagonal", ("zero diagonal", "0.25"), torch.full((3, 3), 0.25)),
+    Row("LDRKLLoss_margin_other_classes", "margin", ("3 classes", "(4,)"), loss=LDRKLLoss,
+        options={"margin": torch.ones(4)}, inputs=(LOGITS, TARGET)),
+    Row("LDRKLLoss_margin_matrix_other_classes", "margin", ("3 classes", "(2, 2)"),
+        loss=LDRKLLoss, options={"margin": 1 - torch.eye(2)}, inputs=(LOGITS, TARGET)),
+    Row("LDRKLLoss_margin_other_classes_soft", "margin", ("3 classes", "(4,)"), loss=LDRKLLoss,
+        options={"margin": torch.ones(4)}, inputs=(LOGITS, PROBABILITIES)),
+    Row("LDRKLLoss_margin_other_classes_lam_inf", "margin", ("3 classes", "(4, 4)"),
+        loss=LDRKLLoss, options={"lam": INF, "margin": 1 - torch.eye(4)},
+        inputs=(LOGITS, PROBABILITIES)),
+    hyper(LDRKLLoss, "normalize", "l2", "None, 'softplus', 'l1'", "'l2'"),
+    hyper(LDRKLLoss, "normalize", "L1", "'l1'", "'L1'"),
+    hyper(LDRKLLoss, "normalize", True, "'l1'", "True"),
+    hyper(LDRKLLoss, "normalize", "", "None", "''", id="empty"),
+)  # fmt: skip
