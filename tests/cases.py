@@ -145,6 +145,11 @@ CASES: dict[str, list[Case]] = {
         Case("A=-4", ReverseCrossEntropyLoss, labels),
         Case("A=-9.2103", lambda: ReverseCrossEntropyLoss(-9.2103), labels),
         Case("probabilities", ReverseCrossEntropyLoss, probabilities),
+        Case(
+            "class_weight soft",
+            lambda: ReverseCrossEntropyLoss(class_weight=of_classes()),
+            probabilities,
+        ),
     ],
     "SymmetricCrossEntropyLoss": [
         Case("CIFAR-10", SymmetricCrossEntropyLoss, labels),

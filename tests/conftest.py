@@ -2,8 +2,8 @@
 
 import os
 
-# The workers share the cores: BLAS threads that wait for each other made scipy 100 times slower.
-# NumPy reads this when it is imported, which torch does.
+# The workers share the cores, and tests are small: threads that wait for each other made scipy 100
+# times slower, and torch's softmax of ten numbers too. NumPy reads this when torch imports it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import hypothesis
@@ -17,8 +17,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("wide", max_examples=300, derandomize=True, deadline=None)
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
+torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):

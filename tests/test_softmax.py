@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
@@ -48,6 +49,16 @@ TEMPERATURES = ("one", "number", "scalar", "rows")
 MARGINS = ("none", "number", "scalar", "classes", "matrix")
 every_temperature = pytest.mark.parametrize("temperature", TEMPERATURES)
 every_margin = pytest.mark.parametrize("margin", MARGINS)
+#: Every kind of temperature and of margin, and both ways in which the two can be materialised.
+SOME = [
+    ("one", "none"),
+    ("number", "number"),
+    ("number", "matrix"),
+    ("rows", "scalar"),
+    ("scalar", "classes"),
+    ("rows", "matrix"),
+]
+some_kinds = pytest.mark.parametrize(("temperature", "margin"), SOME)
 
 
 @contextmanager
@@ -214,7 +225,7 @@ def problem(temperature="one", margin="none", *, absent=(4,), names=STATISTICS, 
 
 
 def total(fn):
-    """One number of all outputs of all rows, different from each other in weight."""
+    """One number of all outputs of all rows, each in another way."""
 
     def scalar(*xs):
         out = fn(*xs)
@@ -390,52 +401,60 @@ def test_a_tile_is_about_as_large_as_asked_for():
 # Derivatives.
 
 
-@every_temperature
-@every_margin
-def test_gradients_of_every_kind_are_right(path, temperature, margin):
-    # In reverse and forward mode, with batched and with undefined cotangents.
-    fn, inputs = problem(temperature, margin)
+def check_gradients(fn, inputs, *, fast=True):
+    """In reverse and forward mode, with batched and with undefined cotangents."""
     assert gradcheck(
         fn,
         inputs,
+        fast_mode=fast,
         check_forward_ad=True,
         check_batched_grad=True,
         check_batched_forward_grad=True,
     )
 
 
-@pytest.mark.parametrize("name", STATISTICS)
-def test_gradients_of_one_statistic_alone_are_right(path, name):
-    fn, inputs = problem("number", "number", names=(name,))
-    assert gradcheck(fn, inputs, check_forward_ad=True, check_batched_grad=True)
-
-
-@pytest.mark.parametrize(
-    ("temperature", "margin"),
-    [("one", "none"), ("number", "matrix"), ("scalar", "classes"), ("rows", "matrix")],
-)
-def test_second_derivatives_of_every_kind_are_right(path, temperature, margin):
-    # Reverse over reverse, forward over reverse, and batched.
-    fn, inputs = problem(temperature, margin, n=4, absent=(2,))
-    assert gradgradcheck(total(fn), inputs, check_fwd_over_rev=True, check_batched_grad=True)
-
-
-@pytest.mark.parametrize("name", STATISTICS)
-def test_second_derivatives_of_one_statistic_are_right_also_in_the_cotangent(path, name):
-    f, y = batch(4, absent=(2,))
+def check_second_derivatives(fn, inputs, *, fast=True):
+    """Reverse over reverse and forward over reverse, also in the cotangents."""
     assert gradgradcheck(
-        lambda f: row_statistics(f, y, (name,), temperature=0.7)[0],
-        f.requires_grad_(),
-        check_fwd_over_rev=True,
+        fn, inputs, fast_mode=fast, check_fwd_over_rev=True, check_batched_grad=not fast
     )
+
+
+@some_kinds
+def test_gradients_of_every_kind_are_right(path, temperature, margin):
+    check_gradients(*problem(temperature, margin))
+
+
+@some_kinds
+def test_second_derivatives_of_every_kind_are_right(path, temperature, margin):
+    check_second_derivatives(*problem(temperature, margin))
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_derivatives_of_one_statistic_alone_are_right(path, name):
+    fn, inputs = problem("number", "number", names=(name,))
+    check_gradients(fn, inputs)
+    if name not in (TARGET, TOTAL):  # linear: see below
+        check_second_derivatives(fn, inputs)
+
+
+@pytest.mark.parametrize("name", [TARGET, TOTAL])
+def test_second_derivatives_of_the_linear_statistics_are_zero(path, name):
+    fn, (f,) = problem("number", "number", names=(name,))
+    (g,) = torch.autograd.grad(total(fn)(f), f, create_graph=True)
+    assert gradgradcheck(total(fn), f, fast_mode=True)
+    found = hessian(lambda f: fn(f)[0].sum())(f.detach())
+    assert torch.equal(found, torch.zeros_like(found))
+    assert g.requires_grad
 
 
 @pytest.mark.wide
 @every_temperature
 @every_margin
-def test_second_derivatives_are_right_for_every_kind_of_argument(path, temperature, margin):
+def test_derivatives_are_right_entry_by_entry(path, temperature, margin):
     fn, inputs = problem(temperature, margin)
-    assert gradgradcheck(total(fn), inputs, check_fwd_over_rev=True, check_batched_grad=True)
+    check_gradients(fn, inputs, fast=False)
+    check_second_derivatives(fn, inputs, fast=False)
 
 
 def test_the_gradient_is_the_closed_form(path):
@@ -591,10 +610,14 @@ def test_vmap_inside_of_grad_is_a_loop(path, axes):
 @pytest.mark.parametrize("mode", ["autograd", "torch.func.grad", "torch.func.jvp"])
 @pytest.mark.parametrize("name", ["t", "m"])
 def test_the_gradient_to_a_temperature_or_margin_batched_by_vmap_is_not_lost(path, name, mode):
-    together, dims, alone = batched_problem({"f": 0, "y": 0, "t": 0, "m": 0})
+    together, dims, alone = batched_problem({"f": 0, "y": 0, name: 0})
 
     def fn(f, y, t, m):
-        return target_log_odds(f, y, temperature=t, margin=m).sin().sum()
+        # Without a batched margin matrix the tiles keep their kernel under vmap.
+        margin = m if name == "m" else 0.3
+        odds = target_log_odds(f, y, temperature=t, margin=margin)
+        # A head gives the rows that are not there no weight.
+        return torch.where(y < 0, 0.0, odds.sin()).sum()
 
     def outer(x):
         return vmap(fn, dims)(*{**together, name: x}.values()).sum()
@@ -656,45 +679,41 @@ def test_nested_vmap_with_inner_axes_is_a_loop(path):
     y = torch.randint(K, (2, 3, 2, 3))
     fn = grad(lambda f, y: target_log_odds(f, y).sin().sum())
     found = vmap(vmap(fn))(f, y)
-    expected = torch.stack([torch.stack([fn(a, b) for a, b in zip(c, d)]) for c, d in zip(f, y)])
-    close(found, expected, rtol=1e-13)
+    expected = torch.stack([fn(f[i, j], y[i, j]) for i in range(2) for j in range(3)])
+    close(found.flatten(0, 1), expected, rtol=1e-13)
 
 
 # Rows that are not there.
 
 
-@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def derivatives(f, y, t, m):
+    """The statistics, their gradients, and gradients of these, in every tensor argument."""
+    leaves = [
+        x.detach().clone().requires_grad_() if isinstance(x, torch.Tensor) else x for x in (f, t, m)
+    ]
+    f, t, m = leaves
+    out = torch.stack(row_statistics(f, y, STATISTICS, temperature=t, margin=m))
+    weight = torch.where(y >= 0, 1.0, 0.0)
+    wanted = [x for x in leaves if isinstance(x, torch.Tensor)]
+    first = torch.autograd.grad((out.sin() * weight).sum(), wanted, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+    return [out.detach(), *first, *second]
+
+
 @every_temperature
 @every_margin
-def test_absent_rows_reach_no_value_and_no_gradient(path, bad, temperature, margin):
-    f, y = batch(absent=(0, 2, 4))
-    t, m = temperature_of(temperature), margin_of(margin)
+def test_absent_rows_reach_no_value_and_no_gradient(path, temperature, margin):
+    f, y = batch(7, absent=(0, 3, 6))
+    t, m = temperature_of(temperature, (7,)), margin_of(margin)
     present = y >= 0
-
-    def run(f, y, t):
-        leaves = [
-            x.detach().clone().requires_grad_() if isinstance(x, torch.Tensor) else x
-            for x in (f, t, m)
-        ]
-        out = torch.stack(row_statistics(leaves[0], y, STATISTICS, temperature=leaves[1],
-                                         margin=leaves[2]))  # fmt: skip
-        weight = torch.where(y >= 0, 1.0, 0.0)
-        wanted = [x for x in leaves if isinstance(x, torch.Tensor)]
-        first = torch.autograd.grad((out.sin() * weight).sum(), wanted, create_graph=True)
-        second = torch.autograd.grad(first[0].square().sum(), wanted, allow_unused=True)
-        return [out.detach(), *first, *second]
-
-    dirty = f.clone()
-    dirty[~present] = bad
-    rows = t[present] if isinstance(t, torch.Tensor) and t.dim() else t
-    found, clean = run(dirty, y, t), run(f[present], y[present], rows)
-    close(found[0][:, present], clean[0], rtol=1e-13)
-    for a, b in zip(found[1:], clean[1:], strict=True):
-        if a.shape == f.shape:
-            assert torch.equal(a[~present], torch.zeros(3, K, dtype=F64))
-            a = a[present]
-        elif a.shape == y.shape and b.shape != y.shape:
-            assert torch.equal(a[~present], torch.zeros(3, dtype=F64))
+    rows = t[present] if temperature == "rows" else t
+    clean, *expected = derivatives(f[present], y[present], rows, m)
+    f[0], f[3], f[6] = NAN, INF, -INF
+    dirty, *found = derivatives(f, y, t, m)
+    close(dirty[:, present], clean, rtol=1e-13)
+    for a, b in zip(found, expected, strict=True):
+        if a.shape != b.shape:  # one entry or row of entries per row of logits
+            assert torch.equal(a[~present], torch.zeros_like(a[~present]))
             a = a[present]
         close(a, b, rtol=1e-12)
 
@@ -752,10 +771,10 @@ def test_compiled_it_is_one_graph_with_the_same_numbers(path):
 
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_with_dynamic_shapes_it_serves_every_batch_from_one_graph():
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     fn = torch.compile(Statistics(), fullgraph=True, dynamic=True, backend=counter)
-    for n, k in ((5, 4), (8, 4), (6, 7)):
-        f, y = batch(n, k)
+    for n in (5, 8, 6):
+        f, y = batch(n)
         for a, b in zip(value_and_gradient(fn, f, y), value_and_gradient(Statistics(), f, y),
                         strict=True):  # fmt: skip
             close(a, b)
@@ -894,8 +913,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize(("make", "axis"), LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("temperature", ["number", "rows"])
-@pytest.mark.parametrize("margin", ["classes", "matrix"])
+@pytest.mark.parametrize(("temperature", "margin"), [("number", "classes"), ("rows", "matrix")])
 def test_any_shape_class_axis_and_memory_layout(path, make, axis, temperature, margin):
     f = make().requires_grad_()
     rows = f.movedim(axis, -1)
@@ -1133,9 +1151,9 @@ BIG = {
     "image, channels last": lambda: torch.randn(2, 21, 128, 128).to(
         memory_format=torch.channels_last
     ),
-    "image, channels last, bfloat16": lambda: torch.randn(2, 21, 128, 128)
-    .bfloat16()
-    .to(memory_format=torch.channels_last),
+    "image, channels last, bfloat16": lambda: (
+        torch.randn(2, 21, 128, 128).bfloat16().to(memory_format=torch.channels_last)
+    ),
 }
 every_size = pytest.mark.parametrize("make", BIG.values(), ids=BIG)
 
@@ -1165,69 +1183,87 @@ def test_the_peak_gauge_sees_what_is_held_at_once():
     assert 8 * MIB <= peak_bytes(run) <= 8 * MIB + 4096
 
 
+TILE = 128 << 10
+
+
+def assert_one_buffer(f, run, *, tiles, numbers):
+    """The peak is the gradient, some tiles, and some numbers of four bytes for every row."""
+    with forced(TILE):
+        peak = peak_bytes(run)
+    rows = f.numel() // f.shape[1]
+    bound = f.nbytes + tiles * TILE + 4 * numbers * rows
+    assert bound < 1.75 * f.nbytes  # a second buffer would show
+    assert f.nbytes <= peak <= bound
+
+
 @every_size
-@pytest.mark.parametrize(
-    ("names", "options"),
-    [
-        ((LOG_ODDS,), {}),
-        ((LOG_ODDS,), {"temperature": 0.7, "margin": 0.1}),
-        ((CHANCE_ODDS,), {"temperature": 50.0}),
-        ((TARGET, TOTAL), {}),
-        ((LOG_ODDS, RIVAL_SQUARES), {}),
-    ],
-    ids=["log odds", "scaled", "chance odds", "total", "squares"],
-)
-def test_forward_and_backward_hold_one_buffer_of_the_size_of_the_logits(make, names, options):
+def test_log_odds_and_their_gradient_hold_one_buffer_of_the_size_of_the_logits(make):
+    options = {"temperature": 0.7, "margin": 0.1}
     f = make().requires_grad_()
     y = torch.randint(-1, f.shape[1], f.shape[:1] + f.shape[2:])
-    tile = 128 << 10
-    # Squares and chance take a few scratch tiles; one tile is the largest single buffer.
-    tiles = 1 if names == (LOG_ODDS,) else 4
+    assert_one_buffer(
+        f,
+        lambda: torch.autograd.grad(target_log_odds(f, y, **options).sum(), f),
+        tiles=1,
+        numbers=3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "names", "tiles"),
+    [
+        (BIG["rows"], (CHANCE_ODDS,), 1),
+        (BIG["image"], (TARGET, TOTAL), 1),
+        (BIG["rows"], (LOG_ODDS, RIVAL_SQUARES), 3),
+        (BIG["image"], (LOG_ODDS, RIVAL_SQUARES), 3),
+    ],
+    ids=["chance odds", "total", "squares", "squares of an image"],
+)
+def test_the_other_statistics_hold_one_buffer_of_the_size_of_the_logits(make, names, tiles):
+    f = make().requires_grad_()
+    y = torch.randint(-1, f.shape[1], f.shape[:1] + f.shape[2:])
 
     def run():
-        out = row_statistics(f, y, names, **options)
+        # The temperature puts most rows near chance.
+        out = row_statistics(f, y, names, temperature=50.0)
         torch.autograd.grad(sum(x.sum() for x in out), f)
 
-    with forced(tile):
-        peak = peak_bytes(run)
-    assert peak <= 1.1 * f.nbytes + tiles * tile
-    assert peak >= f.nbytes  # the gradient itself
+    assert_one_buffer(f, run, tiles=tiles, numbers=2 + 2 * len(names))
 
 
-@every_size
-def test_with_a_margin_matrix_too(make):
+@pytest.mark.parametrize("make", [BIG["rows"], BIG["image, channels last"]], ids=["rows", "image"])
+def test_with_a_margin_matrix_log_odds_hold_one_buffer_of_the_size_of_the_logits(make):
     f = make().requires_grad_()
     k = f.shape[1]
     y = torch.randint(-1, k, f.shape[:1] + f.shape[2:])
     matrix = torch.rand(k, k)
-    tile = 128 << 10
-
-    def run():
-        torch.autograd.grad(target_log_odds(f, y, margin=matrix).sum(), f)
-
-    with forced(tile):
-        # The margins of a tile's rows are a second tile.
-        assert peak_bytes(run) <= 1.1 * f.nbytes + 2 * tile
+    assert_one_buffer(
+        f,
+        lambda: torch.autograd.grad(target_log_odds(f, y, margin=matrix).sum(), f),
+        tiles=2,  # the margins of a tile's rows are the second
+        numbers=3,
+    )
 
 
-@every_size
+@pytest.mark.parametrize("make", [BIG["rows"], BIG["rows, bfloat16"]], ids=["float32", "bfloat16"])
 def test_the_hardest_rival_holds_one_buffer_of_the_size_of_the_logits(make):
-    f = make().movedim(1, -1).contiguous().requires_grad_()
-    y = torch.randint(f.shape[-1], f.shape[:-1])
-    tile = 128 << 10
-
-    def run():
-        torch.autograd.grad(hardest_rival(f, y, class_dim=-1).sum(), f)
-
-    with forced(tile):
-        # The index needs a tile and its scatter another, before the gradient is there.
-        assert peak_bytes(run) <= 1.1 * f.nbytes + 2 * tile
-
-
-@every_size
-@pytest.mark.parametrize("margin", ["none", "number", "matrix"])
-def test_only_the_inputs_are_saved_for_backward(make, margin):
     f = make().requires_grad_()
+    y = torch.randint(-1, f.shape[1], f.shape[:1])
+    assert_one_buffer(
+        f,
+        lambda: torch.autograd.grad(hardest_rival(f, y).sum(), f),
+        tiles=2,
+        numbers=16,  # indices are eight bytes
+    )
+
+
+@pytest.mark.parametrize("margin", ["none", "number", "matrix"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(64, 50), (2, 21, 8, 8), (2, 8, 8, 21)])
+def test_only_the_inputs_are_saved_for_backward(shape, dtype, margin):
+    f = torch.randn(shape).to(dtype)
+    f = f.movedim(-1, 1) if shape[-1] == 21 else f  # channels last
+    f.requires_grad_()
     k = f.shape[1]
     y = torch.randint(-1, k, f.shape[:1] + f.shape[2:])
     m = margin_of(margin, k, torch.float32)
@@ -1239,7 +1275,7 @@ def test_only_the_inputs_are_saved_for_backward(make, margin):
         saved.append(x.untyped_storage())
         return x
 
-    with forced(128 << 10), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    with forced(1 << 10), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         out = row_statistics(f, y, STATISTICS, margin=m, temperature=0.7)
     assert f.untyped_storage().data_ptr() in {x.data_ptr() for x in saved}
     others = {x.data_ptr(): x.nbytes() for x in saved if x.data_ptr() not in inputs}
@@ -1250,12 +1286,11 @@ def test_only_the_inputs_are_saved_for_backward(make, margin):
 # The log-odds against every class.
 
 
-@every_temperature
+@pytest.mark.parametrize("temperature", ["scalar", "rows"])
 @every_margin
 @pytest.mark.parametrize("above_chance", [False, True])
-@pytest.mark.parametrize("make", [lambda: batch(8)[0], lambda: torch.randn(3, K, 2, dtype=F64)])
-def test_all_log_odds_are_those_against_each_class(path, temperature, margin, above_chance, make):
-    f = make()
+def test_all_log_odds_are_those_against_each_class(path, temperature, margin, above_chance):
+    f = torch.randn(4, K, 2, dtype=F64) * torch.tensor([1e-3, 0.1, 2.0, 20.0]).view(4, 1, 1)
     rows = f.shape[:1] + f.shape[2:]
     options = {"temperature": temperature_of(temperature, rows), "margin": margin_of(margin)}
     found = all_log_odds(f, above_chance=above_chance, **options)
@@ -1301,9 +1336,7 @@ def test_all_log_odds_of_confident_rows_keep_their_digits(path, gap, margin):
 
 
 @pytest.mark.parametrize("above_chance", [False, True])
-@pytest.mark.parametrize(
-    ("temperature", "margin"), [("one", "none"), ("scalar", "classes"), ("rows", "matrix")]
-)
+@pytest.mark.parametrize(("temperature", "margin"), [("scalar", "classes"), ("rows", "matrix")])
 def test_derivatives_of_all_log_odds_are_right(path, temperature, margin, above_chance):
     f, _ = batch(4, 3)
     t, m = temperature_of(temperature, (4,)), margin_of(margin, 3)
@@ -1315,15 +1348,15 @@ def test_derivatives_of_all_log_odds_are_right(path, temperature, margin, above_
         mm = others.pop(0) if isinstance(m, torch.Tensor) else m
         return all_log_odds(f, temperature=tt, margin=mm, above_chance=above_chance)
 
-    assert gradcheck(fn, leaves, check_forward_ad=True)
-    assert gradgradcheck(fn, leaves, check_fwd_over_rev=True)
+    assert gradcheck(fn, leaves, fast_mode=True, check_forward_ad=True)
+    assert gradgradcheck(fn, leaves, fast_mode=True, check_fwd_over_rev=True)
 
 
 def test_all_log_odds_with_an_impossible_class_are_infinite_there_without_nan(path):
     f = torch.tensor([[1.0, -INF, 0.0], [3.0, 3.0, -INF]], dtype=F64, requires_grad=True)
     t = all_log_odds(f)
     for i, k in ((0, 1), (1, 2)):
-        assert float(t[i, k]) == INF
+        assert float(t.detach()[i, k]) == INF
     finite = torch.tensor([[-1.0, 1.0], [0.0, 0.0]], dtype=F64)
     close(torch.stack((t[0, [0, 2]], t[1, [0, 1]])), finite, atol=1e-15)
     (g,) = torch.autograd.grad(torch.where(t == INF, 0.0, t).sum(), f)
@@ -1408,7 +1441,7 @@ def test_derivatives_of_the_hardest_rival_are_right(path, margin):
         def fn(f, *others, target=target):
             return hardest_rival(f, target, margin=others[0] if others else m)
 
-        assert gradcheck(fn, leaves, check_forward_ad=True, check_batched_grad=True)
+        assert gradcheck(fn, leaves, fast_mode=True, check_forward_ad=True, check_batched_grad=True)
 
 
 @pytest.mark.parametrize("margin", [None, 0.3, "classes", "matrix"])
@@ -1437,11 +1470,11 @@ def test_at_a_tie_the_gradient_goes_to_one_of_the_tied_rivals(path, margin, ever
 def test_absent_rows_reach_nothing_in_the_hardest_rival(path, bad, margin):
     f, y = batch(absent=(0, 3))
     f[0], f[3] = bad, bad
-    f.requires_grad_()
     m = margin_of(margin)
+    expected, _ = true_hardest(f[[1, 2, 4]], y[[1, 2, 4]], m)
+    f.requires_grad_()
     value = hardest_rival(f, y, margin=m)
     assert bool(value.isfinite().all())
-    expected, _ = true_hardest(f[[1, 2, 4]], y[[1, 2, 4]], m)
     close(value[[1, 2, 4]], expected, rtol=1e-14, atol=1e-14)
     (g,) = torch.autograd.grad(value.sum(), f)
     assert torch.equal(g[[0, 3]], torch.zeros(2, K, dtype=F64))

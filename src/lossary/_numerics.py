@@ -16,6 +16,15 @@ def softplus(x: Tensor) -> Tensor:
     return F.softplus(x, 1.0, 40.0)
 
 
+def expm1(x: Tensor) -> Tensor:
+    """Return exp(x) - 1, with the slope exp(x) to full relative accuracy.
+
+    ``torch.expm1`` takes its slope as result + 1, which for x << 0 has lost every digit of exp(x).
+    """
+    slope = torch.exp(x)
+    return torch.expm1(x.detach()) + (slope - slope.detach())
+
+
 def log1mexp(x: Tensor) -> Tensor:
     """Return log(1 - exp(x)) for x <= 0, to full relative accuracy, -inf at 0.
 

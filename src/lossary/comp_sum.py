@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lossary._base import ClassificationLoss, ClassOptions, check_number
-from lossary._numerics import softplus
+from lossary._numerics import expm1, softplus
 from lossary._properties import Properties
 
 _SOURCE = "Mao, Mohri, Zhong 2023; Zhang, Sabuncu 2018; Ghosh, Kumar, Sastry 2017"
@@ -32,7 +32,7 @@ def _phi(surprise: Tensor, tau: float) -> Tensor:
         largest = torch.finfo(x.dtype).max
         over = x > math.log(largest * a)
         x = torch.where(over, 0.0, x)
-    value = torch.expm1(x) / a
+    value = expm1(x) / a
     if abs(a) < 1e-3:
         # The product of a tiny a and a tiny surprise leaves the normal numbers of float32.
         series = surprise * (1.0 + x / 2.0 * (1.0 + x / 3.0))
@@ -196,7 +196,7 @@ class MulticlassMAELoss(ClassificationLoss):
         :class:`CompSumLoss` at tau = 2, :class:`GeneralizedCrossEntropyLoss` at q = 1.
 
     Note:
-        1 - p_y is the sigmoid of the log-odds: it keeps its digits when p_y rounds to 1.
+        1 - p_y keeps its digits when p_y rounds to 1, and the gradient when p_y is tiny.
 
     Raises:
         ValueError: ``scale`` not positive.
@@ -220,8 +220,7 @@ class MulticlassMAELoss(ClassificationLoss):
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""
-        value = torch.sigmoid(self.log_odds(logits, target))
-        return value if self.scale == 1.0 else value * self.scale
+        return expm1(-softplus(self.log_odds(logits, target))) * -self.scale
 
     def properties(self, num_classes: int = 10) -> Properties:
         """Return what this instance guarantees on ``num_classes`` classes."""

@@ -169,9 +169,9 @@ def _normalized(logits: Tensor, axis: int, normalize: str) -> Tensor:
 def _above_chance(u: Tensor, num_classes: int) -> Tensor:
     """Return log((1 + (K-1) e^u)/K), which vanishes with u, to full relative accuracy."""
     share = (num_classes - 1) / num_classes
-    large = u > 1.0
-    near = torch.log1p(share * torch.expm1(torch.where(large, 0.0, u)))
-    return torch.where(large, softplus(u + math.log(num_classes - 1)) - math.log(num_classes), near)
+    far = u.abs() > 1.0
+    near = torch.log1p(share * torch.expm1(torch.where(far, 0.0, u)))
+    return torch.where(far, softplus(u + math.log(num_classes - 1)) - math.log(num_classes), near)
 
 
 def _properties(loss: LDRKLLoss, num_classes: int) -> Properties:

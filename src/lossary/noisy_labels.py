@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lossary._base import ClassificationLoss, ClassOptions, check_number, expectation
-from lossary._numerics import softplus
+from lossary._numerics import expm1, softplus
 from lossary._properties import Properties
 from lossary.comp_sum import MulticlassMAELoss
 
@@ -82,7 +82,7 @@ class ReverseCrossEntropyLoss(ClassificationLoss):
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""
-        return torch.sigmoid(self.log_odds(logits, target)) * -self.A
+        return expm1(-softplus(self.log_odds(logits, target))) * self.A
 
     def expected(self, logits: Tensor, probabilities: Tensor, mass: Tensor) -> Tensor:
         """Return the clipped formula for a probability target, times its class weight."""
@@ -155,8 +155,8 @@ class SymmetricCrossEntropyLoss(ClassificationLoss):
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""
-        t = self.log_odds(logits, target)
-        return torch.sub(self.alpha * softplus(t), torch.sigmoid(t), alpha=self.beta * self.A)
+        surprise = softplus(self.log_odds(logits, target))
+        return self.alpha * surprise + (self.beta * self.A) * expm1(-surprise)
 
     def expected(self, logits: Tensor, probabilities: Tensor, mass: Tensor) -> Tensor:
         """Return both terms for a probability target, times its class weight."""

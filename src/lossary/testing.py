@@ -46,9 +46,13 @@ class LossCheckError(AssertionError):
     """
 
     def __init__(self, loss: str, failures: dict[str, str], total: int) -> None:
+        super().__init__(loss, failures, total)
         self.failures = failures
+
+    def __str__(self) -> str:
+        loss, failures, total = self.args
         found = "\n\n".join(f"{name}: {text}" for name, text in failures.items())
-        super().__init__(f"{loss}: {len(failures)} of {total} checks failed\n\n{found}")
+        return f"{loss}: {len(failures)} of {total} checks failed\n\n{found}"
 
 
 def check_loss(
@@ -173,7 +177,14 @@ class _Subject:
         """Return the differentiable inputs."""
         return [xs[i] for i in self.positions]
 
-    def moved(self, xs: Sequence[Tensor], steps: Sequence[Tensor], by: float) -> list[Tensor]:
+    def directions(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        """Return a random direction to move the differentiable inputs in."""
+        generator = _generator()
+        return [torch.randn(x.shape, dtype=x.dtype, generator=generator) for x in self.at(xs)]
+
+    def moved(
+        self, xs: Sequence[Tensor], steps: Sequence[Tensor], by: float | Tensor
+    ) -> list[Tensor]:
         """Return the inputs with the differentiable ones moved by so many steps."""
         moves = dict(zip(self.positions, steps, strict=True))
         return [x + by * moves[i] if i in moves else x for i, x in enumerate(xs)]
@@ -521,9 +532,26 @@ def _gradgradcheck(s: _Subject) -> None:
 
 @_check("forward_mode")
 def _forward_mode(s: _Subject) -> None:
-    """Forward-mode derivatives, of the value and of the gradient, agree with finite differences."""
+    """Forward-mode derivatives, of the value, the gradient and each other, are right."""
     _finite_differences(s, gradcheck, check_forward_ad=True, check_backward_ad=False)
     _finite_differences(s, gradgradcheck, check_fwd_over_rev=True, check_rev_over_rev=False)
+    # Forward over forward: torch takes the jvp of a custom Function for a constant, silently.
+    xs = s.make()
+    steps = s.directions(xs)
+
+    def along(t: Tensor) -> Tensor:
+        return s.loss(*s.moved(xs, steps, t)).sum()
+
+    def slope(t: Tensor) -> Tensor:
+        pushed: Tensor = torch.func.jvp(along, (t,), (torch.ones_like(t),))[1]
+        return pushed
+
+    t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    (want,) = torch.autograd.grad(along(t), t, create_graph=True)
+    if want.requires_grad:
+        (want,) = torch.autograd.grad(want, t, allow_unused=True, materialize_grads=True)
+        got = torch.func.jvp(slope, (t.detach(),), (torch.ones_like(t),))[1]
+        _compare("forward over forward", got, want, atol=_EXACT)
 
 
 def _finite_differences(s: _Subject, check: Callable[..., bool], **options: bool) -> None:
@@ -533,13 +561,13 @@ def _finite_differences(s: _Subject, check: Callable[..., bool], **options: bool
         moved = dict(zip(s.positions, moving, strict=True))
         return s.loss(*[moved.get(i, x) for i, x in enumerate(xs)])
 
-    options = {"check_undefined_grad": False, **options}
+    settings = {"check_undefined_grad": False, "rtol": 1e-5, "atol": 1e-6, **options}
     try:
-        check(fn, tuple(s.at(s.leaves(xs))), **options)
+        check(fn, tuple(s.at(s.leaves(xs))), **settings)
     except GradcheckError as error:
         # Of the message only what differs, without the matrices, and numbers of one direction.
         what = _short(error).partition(", numerical:")[0]
-        steps = [torch.randn(x.shape, dtype=x.dtype, generator=_generator()) for x in s.at(xs)]
+        steps = s.directions(xs)
         _, *gradients = s.evaluate(xs)
         said = sum(float((g * v).sum()) for g, v in zip(gradients, steps, strict=True))
         ahead, behind = (s.evaluate(s.moved(xs, steps, h))[0].sum() for h in (1e-5, -1e-5))
@@ -631,7 +659,7 @@ def _dtype(s: _Subject) -> None:
             _fail(f"{dtype} inputs gave {out.dtype}: look for constants of a fixed dtype.")
     # Over three points this close the value is linear to 1e-13, but for the noise of float32.
     xs = s.make()
-    steps = [1e-7 * torch.randn(x.shape, dtype=x.dtype, generator=_generator()) for x in s.at(xs)]
+    steps = [1e-7 * v for v in s.directions(xs)]
     out, *gradients = s.evaluate(xs)
     ahead, behind = (s.evaluate(s.moved(xs, steps, sign))[0] for sign in (1.0, -1.0))
     error = float((ahead + behind - 2.0 * out).abs().sum())
@@ -955,15 +983,17 @@ def _class_targets(s: _Subject) -> None:
         "every class", every, first.evaluate([logits], lambda f: loss.per_sample(f, target))
     )
     one_hot = torch.zeros_like(logits).scatter(axis, j, 1.0)
-    for reduction in REDUCTIONS:
+    for reduction, weighted in itertools.product(REDUCTIONS, (False, True)):
         own = s.reduced(reduction)
+        if weighted:
+            own = copy.deepcopy(own)
+            own.class_weight = torch.linspace(0.5, 2.0, logits.shape[axis])
         try:
             soft = first.evaluate([logits, one_hot], own)
         except TypeError:  # a loss may do without probabilities
             return
-        _compare_all(
-            f"reduction={reduction!r}, one-hot", soft, first.evaluate([logits, target], own)
-        )
+        what = f"reduction={reduction!r}{', class weights' if weighted else ''}, one-hot"
+        _compare_all(what, soft, first.evaluate([logits, target], own))
 
 
 # Claims. Each is tried at random rows, and from there uphill.
@@ -1295,9 +1325,11 @@ def _minimise(s: _Subject, q: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
         step = step * (5.0 / step.norm(dim=1, keepdim=True).clamp(min=5.0))
         trial = (f + step.nan_to_num()).clamp(-_BOX, _BOX)
         trial_risk = _risk(s, trial, qs).detach()
-        better = trial_risk < risk
+        better = trial_risk < risk - 1e-15 * (1.0 + risk.abs())
         f, risk = trial.where(better.unsqueeze(1), f), trial_risk.where(better, risk)
         damping = damping * torch.where(better, 0.1, 8.0)
+        if not bool(better.any()) and float(damping.min()) > 1e6:
+            break
     risk, best = risk.view(len(starts), -1).min(0)
     return f.view(starts.shape)[best, torch.arange(len(q))], risk
 
