@@ -35,7 +35,8 @@ class Properties:
         minimiser: what minimises the conditional risk, in words or a formula.
         limits: parameter values at which the loss becomes another one, each as
             ("tau -> 1", "cross-entropy").
-        counterexamples: for each False flag, and each infinite number, the case that shows it:
+        counterexamples: for each False flag, and each infinite number, the case that shows it
+            (without y, for a loss of one input):
 
             - ``"convex"``: (a, b, y): the value at (a + b)/2 exceeds the mean of those at a and b.
             - ``"symmetric"``: (a, b): two rows of logits whose class sums differ.

@@ -247,10 +247,12 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 def _differentiable(x: object) -> bool:
     """Tell whether a derivative of ``x`` is asked for, in reverse or in forward mode."""
-    if not isinstance(x, Tensor):
-        return False
+    return isinstance(x, Tensor) and (x.requires_grad or _has_tangent(x))
+
+
+def _has_tangent(x: Tensor) -> bool:
     dual = torch.autograd.forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
-    return x.requires_grad or dual.tangent is not None
+    return dual.tangent is not None
 
 
 def _shift(
@@ -323,7 +325,8 @@ def _tiles_pay(f: Tensor) -> bool:
 def _statistics(
     f: Tensor, y: Tensor, scale: float | Tensor, matrix: Tensor | None, names: tuple[str, ...]
 ) -> tuple[Tensor, ...]:
-    if _tiles_pay(f):
+    # Torch takes the jvp of a Function for a constant under a second forward-mode derivative.
+    if _tiles_pay(f) and not _has_tangent(f):
         out: tuple[Tensor, ...] = _Rows.apply(f, y, scale, matrix, names)  # type: ignore[no-untyped-call]
         return out
     return _stock(f, y, scale, matrix, names)

@@ -108,6 +108,8 @@ class LDRKLLoss(ClassificationLoss):
                 f"margin: expected {num_classes} classes, got shape {tuple(self.margin.shape)}"
             )
         if self.normalize is not None:
+            if target is not None:
+                logits = torch.where((target < 0).unsqueeze(axis), 0.0, logits)
             logits = _normalized(logits, axis, self.normalize)
         if self.lam == 0.0:
             rival = _softmax.hardest_rival(logits, target, class_dim=axis, margin=self.margin)
@@ -132,6 +134,7 @@ class LDRKLLoss(ClassificationLoss):
             gap = f.mean(axis, keepdim=True) - f
             if not isinstance(margin, Tensor):
                 return gap + margin * (num_classes - 1) / num_classes
+            margin = margin.to(f.dtype)
             mean = margin.sum(1) if margin.dim() == 2 else margin * (num_classes - 1)
             return (gap.movedim(axis, -1) + mean / num_classes).movedim(-1, axis)
         names = (_softmax.TOTAL, _softmax.TARGET)
@@ -187,7 +190,8 @@ def _properties(loss: LDRKLLoss, num_classes: int) -> Properties:
             counterexamples={"convex": (a, b, 0), "shift_invariant": ((1.0, 0.0, 0.0), 5.0)},
             source=source,
         )
-    counterexamples: dict[str, tuple[Any, ...]] = {"upper": ((-1.0, 0.0, 0.0), 0)}
+    rest = (0.0,) * (num_classes - 1)
+    counterexamples: dict[str, tuple[Any, ...]] = {"upper": ((-1.0, *rest), 0)}
     calibrated: bool | None = None
     rank_consistent: bool | None = None
     proper: bool | None = None
@@ -205,9 +209,9 @@ def _properties(loss: LDRKLLoss, num_classes: int) -> Properties:
         elif not proper:
             counterexamples["proper"] = ((0.7, 0.3), (_best_gap(0.7, lam, float(margin)), 0.0))
     if lam == math.inf:
-        counterexamples["lower"] = ((1.0, 0.0, 0.0), 0)
-    else:
-        counterexamples["symmetric"] = ((0.0, 0.0, 0.0), (3.0, 0.0, -1.0))
+        counterexamples["lower"] = ((1.0, *rest), 0)
+    elif shared:
+        counterexamples["symmetric"] = ((0.0, *rest), (3.0, *rest))
     return Properties(
         convex=True,
         lower=-lam * math.log(num_classes),
