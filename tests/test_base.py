@@ -221,7 +221,7 @@ def test_a_single_number_takes_no_weight():
     value *= 2
     value.backward()
     assert torch.allclose(x.grad, 2 * x / x.norm())
-    with pytest.raises(ValueError, match=r"weight: .* takes no weight"):
+    with pytest.raises(ValueError, match="weight: expected none"):
         Norm()(x, weight=torch.ones(6))
 
 

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
-from lossary._numerics import log1mexp, softplus
+from lossary._numerics import expm1, log1mexp, softplus
 
 # torch still scripts parts of itself, and warns about that, on the first use of forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -31,6 +31,10 @@ def true_softplus(x):
 
 def true_slope_of_softplus(x):
     return mpmath.mpf(1) if x > 1000 else 1 / (1 + mpmath.exp(-x))
+
+
+def true_expm1(x):
+    return mpmath.mpf(-1) if x < -1000 else mpmath.expm1(x)
 
 
 def true_log1mexp(x):
@@ -71,6 +75,12 @@ def check_softplus(x, dtype):
     assert_close(slope, exact(true_slope_of_softplus, x), dtype, 4)
 
 
+def check_expm1(x, dtype):
+    value, slope = value_and_slope(expm1, x, dtype)
+    assert_close(value, exact(true_expm1, x), dtype, 4)
+    assert_close(slope, exact(mpmath.exp, x), dtype, 4)
+
+
 def check_log1mexp(x, dtype):
     value, slope = value_and_slope(log1mexp, x, dtype)
     assert_close(value, exact(true_log1mexp, x), dtype, 4)
@@ -101,6 +111,27 @@ def test_softplus_and_its_slope_keep_their_digits_in_float64(x):
 @example(float(torch.tensor(3e38)))
 def test_softplus_and_its_slope_keep_their_digits_in_float32(x):
     check_softplus(float(torch.tensor(x, dtype=torch.float32)), torch.float32)
+
+
+@given(floats(torch.float64, -1e300, 700.0))
+@example(0.0)
+@example(-1e-300)
+@example(1e-10)
+@example(-17.5)  # where the slope of the stock function, result + 1, is all rounding in float32
+@example(-37.5)  # and in float64
+@example(-700.0)
+def test_expm1_and_its_slope_keep_their_digits_in_float64(x):
+    check_expm1(x, torch.float64)
+
+
+@given(floats(torch.float32, -3e38, 88.0))
+@example(0.0)
+@example(-1e-30)
+@example(-5.0)
+@example(-17.5)
+@example(-87.0)
+def test_expm1_and_its_slope_keep_their_digits_in_float32(x):
+    check_expm1(float(torch.tensor(x, dtype=torch.float32)), torch.float32)
 
 
 @given(floats(torch.float64, -1e300, -1e-300))
@@ -140,15 +171,32 @@ def test_softplus_has_the_right_slope_and_curvature_at_zero(dtype):
 
 
 @every_dtype
-@pytest.mark.parametrize("fn", [softplus, log1mexp])
-def test_infinities_give_no_nan(fn, dtype):
-    ends = [-math.inf, math.inf] if fn is softplus else [-math.inf]
-    x = torch.tensor(ends, dtype=dtype, requires_grad=True)
-    y = fn(x)
-    (slope,) = torch.autograd.grad(y.sum(), x)
-    expected = [0.0, math.inf] if fn is softplus else [0.0]
-    assert y.tolist() == expected
-    assert slope.tolist() == ([0.0, 1.0] if fn is softplus else [0.0])
+@pytest.mark.parametrize(
+    ("fn", "at", "value", "slope"),
+    [
+        (softplus, -math.inf, 0.0, 0.0),
+        (softplus, math.inf, math.inf, 1.0),
+        (log1mexp, -math.inf, 0.0, 0.0),
+        (expm1, -math.inf, -1.0, 0.0),
+    ],
+)
+def test_infinities_give_no_nan(fn, at, value, slope, dtype):
+    assert value_and_slope(fn, at, dtype) == (value, slope)
+
+
+def test_the_curvature_of_expm1_keeps_its_digits_for_very_negative_numbers():
+    x = torch.tensor([-60.0, -20.0, -1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(expm1(x).sum(), x, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), x)
+    torch.testing.assert_close(curvature, x.detach().exp(), rtol=1e-15, atol=0.0)
+
+
+def test_the_slope_of_softplus_overflows_only_where_the_true_one_does():
+    # The stock backward computes scale * exp(x) / (exp(x) + 1) below its threshold. This scale is
+    # exp(40), the slope of a head on it that grows like 1/p, times a gradient scaler's 2^16.
+    x = torch.linspace(0.0, 60.0, 241, requires_grad=True)
+    (slope,) = torch.autograd.grad((softplus(x) * 1.6e22).sum(), x)
+    torch.testing.assert_close(slope, torch.sigmoid(x.detach()) * 1.6e22)
 
 
 @every_dtype
@@ -173,10 +221,12 @@ def test_each_element_takes_its_own_form_without_harm_from_the_other(dtype):
     assert not bool(curvature.isnan().any())
 
 
-@pytest.mark.parametrize("fn", [softplus, log1mexp])
+@pytest.mark.parametrize("fn", [softplus, log1mexp, expm1])
 def test_derivatives_of_every_kind_are_right(fn):
     x = torch.tensor([-30.0, -3.0, -0.9, -0.6, -0.2, -0.01], dtype=torch.float64)
-    if fn is softplus:
+    if fn is expm1:
+        x = torch.cat((x, torch.tensor([0.0, 0.3, 5.0], dtype=torch.float64)))
+    elif fn is softplus:
         x = torch.cat((x, torch.tensor([0.0, 0.3, 5.0, 19.0, 21.0, 45.0], dtype=torch.float64)))
     x.requires_grad_()
     assert gradcheck(fn, x, check_forward_ad=True, check_batched_grad=True, rtol=1e-4)

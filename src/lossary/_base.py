@@ -16,6 +16,7 @@ with one ``w`` that gathers sample weight, class weight and mask. In a separable
 import inspect
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ClassVar, TypedDict
 
 import torch
@@ -38,14 +39,15 @@ def check_number(
     high_open: bool = False,
 ) -> float:
     """Return ``value`` as a float if it is a number in the stated range, else raise an error."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__} ({value!r})")
-    below = value <= low if low_open else value < low
-    above = value >= high if high_open else value > high
-    if math.isnan(value) or below or above:
+    number = float(value)
+    below = number <= low if low_open else number < low
+    above = number >= high if high_open else number > high
+    if math.isnan(number) or below or above:
         interval = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
         raise ValueError(f"{name}: expected a number in {interval}, got {value!r}")
-    return float(value)
+    return number
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -233,6 +235,8 @@ class Loss(nn.Module):
         out = self.per_sample(*inputs)
         values, denominators = out if isinstance(out, tuple) else (out, None)
         if weight is not None:
+            if values.dim() == 0:
+                raise ValueError("weight: expected none for a loss that is one number, got one")
             _check_weight(weight, values.shape, values)
             weight = weight.to(values.dtype)
         return self._reduce(values, weight, denominators, normalizer)
@@ -252,7 +256,7 @@ class Loss(nn.Module):
             return terms.clone() if terms is values else terms
         if normalizer is not None:
             return terms.sum() / _checked_normalizer(normalizer, terms.dtype)
-        if self.reduction == "sum" or values.dim() == 0:
+        if self.reduction == "sum":
             return terms.sum()
         if self.reduction == "mean":
             return _mean(terms, weight, denominators)
@@ -287,11 +291,19 @@ def _checked_normalizer(normalizer: float | Tensor, dtype: torch.dtype) -> float
             raise ValueError(
                 f"normalizer: expected a 0-dim tensor, got shape {tuple(normalizer.shape)}"
             )
+        if normalizer.dtype is torch.bool or normalizer.dtype.is_complex:
+            raise TypeError(f"normalizer: expected a real number, got {normalizer.dtype}")
+        if _softmax.readable(normalizer):
+            _check_divisor(float(normalizer.detach()))
         return normalizer.to(dtype)
     number = check_number("normalizer", normalizer)
-    if number == 0.0 or math.isinf(number):
-        raise ValueError(f"normalizer: expected a finite number other than 0, got {normalizer!r}")
+    _check_divisor(number)
     return number
+
+
+def _check_divisor(number: float) -> None:
+    if number == 0.0 or not math.isfinite(number):
+        raise ValueError(f"normalizer: expected a finite number other than 0, got {number!r}")
 
 
 def _check_weight_type(weight: object) -> None:
@@ -303,8 +315,6 @@ def _check_weight_type(weight: object) -> None:
 
 def _check_weight(weight: Tensor, shape: torch.Size, values: Tensor) -> None:
     """Weights have the per-sample shape or ones: anything else would broadcast silently."""
-    if len(shape) == 0:
-        raise ValueError("weight: this loss gives a single number, which takes no weight, got one")
     fits = weight.dim() == len(shape) and all(
         w in (1, s) for w, s in zip(weight.shape, shape, strict=True)
     )
@@ -366,7 +376,8 @@ class ClassificationLoss(Loss):
     Raises:
         ValueError: shapes that do not fit, a class index outside [0, K) that is not
             ``ignore_index`` (on CPU tensors, where looking costs nothing), probabilities that are
-            negative or do not sum to 1 (likewise), ``class_weight`` of another length.
+            negative or do not sum to 1 (likewise), ``class_weight`` of another length, negative or
+            not finite.
         TypeError: logits that are not floating point, a target of the wrong dtype.
 
     Example:
@@ -399,6 +410,11 @@ class ClassificationLoss(Loss):
             if class_weight.dim() != 1 or len(class_weight) < 2:
                 shape = tuple(class_weight.shape)
                 raise ValueError(f"class_weight: expected shape (K,) with K >= 2, got {shape}")
+            good = (class_weight >= 0) & class_weight.isfinite()
+            if _softmax.readable(good) and not bool(good.all()):
+                raise ValueError(
+                    f"class_weight: expected finite numbers >= 0, got {class_weight.tolist()}"
+                )
         for name, value in (("ignore_index", ignore_index), ("class_dim", class_dim)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name}: expected an int, got {type(value).__name__} ({value!r})")

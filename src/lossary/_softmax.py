@@ -157,9 +157,12 @@ def all_log_odds(
         if isinstance(temperature, Tensor) and temperature.dim():
             temperature = temperature.unsqueeze(-1)
         x = z.unsqueeze(-2) + margin.to(z.dtype) / temperature
-        own = torch.eye(num_classes, dtype=torch.bool, device=z.device)
-        t = x.masked_fill(own, torch.finfo(z.dtype).min).logsumexp(-1) - z
-        t = t - math.log(num_classes - 1) if above_chance else t
+        is_own = torch.eye(num_classes, dtype=torch.bool, device=z.device)
+        rivals = x.masked_fill(is_own, torch.finfo(z.dtype).min)
+        top = rivals.detach().amax(-1, keepdim=True)
+        own = z.unsqueeze(-1)
+        t = torch.exp(rivals - top).sum(-1).log() - (own - top).squeeze(-1)
+        t = _chance_odds((x - own).masked_fill(is_own, 0.0), t, -1) if above_chance else t
     else:
         log_p = torch.log_softmax(z, -1)
         top = log_p.argmax(-1)
@@ -391,13 +394,15 @@ def _stock(
     z, own, j = _prepared(f, y, scale, matrix)
     rivals = _rivals(z, j)
     at_target = own.squeeze(1)
-    t = torch.logsumexp(rivals, 1) - at_target
+    # Against the top rival, so that an offset common to all logits costs no digits.
+    top = rivals.detach().amax(1, keepdim=True)
+    t = torch.exp(rivals - top).sum(1).log() - (own - top).squeeze(1)
     out = []
     for name in names:
         if name == LOG_ODDS:
             out.append(t)
         elif name == CHANCE_ODDS:
-            out.append(_chance_odds(z - own, t))
+            out.append(_chance_odds(z - own, t, 1))
         elif name == TARGET:
             out.append(at_target)
         elif name == TOTAL:
@@ -407,11 +412,11 @@ def _stock(
     return tuple(out)
 
 
-def _chance_odds(gap: Tensor, t: Tensor) -> Tensor:
+def _chance_odds(gap: Tensor, t: Tensor, axis: int) -> Tensor:
     """Return t - log(K - 1), from sum_k expm1(z_k - z_y) where all gaps are small."""
-    rivals = gap.shape[1] - 1
-    near = gap.abs().amax(1) <= NEAR_CHANCE
-    excess = torch.expm1(torch.where(near.unsqueeze(1), gap, 0.0)).sum(1)
+    rivals = gap.shape[axis] - 1
+    near = gap.abs().amax(axis) <= NEAR_CHANCE
+    excess = torch.expm1(torch.where(near.unsqueeze(axis), gap, 0.0)).sum(axis)
     return torch.where(near, torch.log1p(excess / rivals), t - math.log(rivals))
 
 
@@ -586,7 +591,7 @@ def _tiled_values(
                 excess = gap.expm1_().sum(1)
         torch._softmax(z, 1, False, out=z)
         # The largest r is 1 / sum exp(z - top): one more pass in the cache gives log-sum-exp.
-        t = top - z.amax(1).log_() - own1
+        t = (top - own1) - z.amax(1).log_()
         if LOG_ODDS in put:
             put[LOG_ODDS].copy_(t)
         if CHANCE_ODDS in put:

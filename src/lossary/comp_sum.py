@@ -58,7 +58,7 @@ class CompSumLoss(ClassificationLoss):
     and the slowest to train.
 
     Args:
-        tau: tau >= 0. Default 1, cross-entropy.
+        tau: tau >= 0, finite. Default 1, cross-entropy.
         reduction, class_weight, ignore_index, class_dim: see :class:`lossary.ClassificationLoss`.
 
     Shape:
@@ -81,7 +81,7 @@ class CompSumLoss(ClassificationLoss):
         float32; its gradient there is huge but finite.
 
     Raises:
-        ValueError: ``tau`` negative or nan.
+        ValueError: ``tau`` negative, infinite or nan.
         TypeError: ``tau`` not a number.
 
     Reference:
@@ -99,7 +99,7 @@ class CompSumLoss(ClassificationLoss):
 
     def __init__(self, tau: float = 1.0, **options: Unpack[ClassOptions]) -> None:
         super().__init__(**options)
-        self.tau = check_number("tau", tau, 0.0)
+        self.tau = check_number("tau", tau, 0.0, math.inf, high_open=True)
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""
@@ -179,7 +179,7 @@ class MulticlassMAELoss(ClassificationLoss):
     slow training: an improbable target has almost no gradient, p_y (p - e_y).
 
     Args:
-        scale: > 0. Default 1; 2 gives the unhalved l1 norm that some code uses.
+        scale: > 0, finite. Default 1; 2 gives the unhalved l1 norm that some code uses.
         reduction, class_weight, ignore_index, class_dim: see :class:`lossary.ClassificationLoss`.
 
     Shape:
@@ -199,7 +199,7 @@ class MulticlassMAELoss(ClassificationLoss):
         1 - p_y keeps its digits when p_y rounds to 1, and the gradient when p_y is tiny.
 
     Raises:
-        ValueError: ``scale`` not positive.
+        ValueError: ``scale`` not positive, or infinite.
         TypeError: ``scale`` not a number.
 
     Reference:
@@ -216,7 +216,7 @@ class MulticlassMAELoss(ClassificationLoss):
 
     def __init__(self, scale: float = 1.0, **options: Unpack[ClassOptions]) -> None:
         super().__init__(**options)
-        self.scale = check_number("scale", scale, 0.0, low_open=True)
+        self.scale = check_number("scale", scale, 0.0, math.inf, low_open=True, high_open=True)
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""

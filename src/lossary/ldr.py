@@ -152,10 +152,11 @@ def _checked_margin(margin: Tensor) -> Tensor:
     square = margin.dim() == 2 and margin.shape[0] == margin.shape[1]
     if not (square or margin.dim() == 1) or len(margin) < 2:
         raise ValueError(f"margin: expected shape (K,) or (K, K), got {tuple(margin.shape)}")
-    if not bool((margin >= 0).all()) or bool(margin.isinf().any()):
-        raise ValueError(f"margin: expected finite numbers >= 0, got minimum {float(margin.min())}")
+    bad = margin[~((margin >= 0) & margin.isfinite())]
+    if len(bad) > 0:
+        raise ValueError(f"margin: expected finite numbers >= 0, got {float(bad[0])}")
     if square and bool((margin.diagonal() != 0).any()):
-        raise ValueError("margin: expected a zero diagonal, got another one")
+        raise ValueError(f"margin: expected a zero diagonal, got {margin.diagonal().tolist()}")
     return margin
 
 
