@@ -201,7 +201,7 @@ def hardest_rival(
             gap = gap if margin is None else gap + margin
         else:
             own = torch.eye(f.shape[-1], dtype=torch.bool, device=f.device)
-            gap = (f.unsqueeze(-2) + matrix).masked_fill(own, lowest).amax(-1) - f
+            gap = (f.unsqueeze(-2) + matrix).masked_fill(own, lowest).max(-1).values - f
         return gap.movedim(-1, class_dim)
     y = target.clamp(min=0).unsqueeze(-1)
     rival = _rival_index(f.detach(), y, None if matrix is None else matrix.detach())
@@ -249,12 +249,24 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def _differentiable(x: object) -> bool:
-    """Tell whether a derivative of ``x`` is asked for, in reverse or in forward mode."""
-    return isinstance(x, Tensor) and (x.requires_grad or _has_tangent(x))
+    """Tell whether a derivative of ``x`` may be asked for, in reverse or in forward mode.
+
+    Inside of a transform it cannot be seen whether an outer one asks for it: there, it may be.
+    """
+    return isinstance(x, Tensor) and (
+        x.requires_grad
+        or torch.compiler.is_compiling()
+        or _is_wrapped(x)
+        or _is_legacy_batched(x)
+        or _has_tangent(x)
+    )
 
 
 def _has_tangent(x: Tensor) -> bool:
-    dual = torch.autograd.forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
+    try:
+        dual = torch.autograd.forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
+    except RuntimeError:  # inside of vmap it cannot be asked: yes is the safe answer
+        return True
     return dual.tangent is not None
 
 
@@ -277,6 +289,7 @@ def _scaled(
 ) -> Tensor:
     """Return (f + margins of the rivals) / T, materialised, for gradients to T or the margins."""
     z = logits.to(_compute_dtype(logits)).movedim(class_dim, -1)
+    z = torch.where((target < 0).unsqueeze(-1), 0.0, z)
     if matrix is not None:
         own = torch.eye(z.shape[-1], dtype=torch.bool, device=z.device)
         z = z + matrix.to(z.dtype).masked_fill(own, 0.0)[target.clamp(min=0)]
