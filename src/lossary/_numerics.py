@@ -10,10 +10,11 @@ from torch import Tensor
 def softplus(x: Tensor) -> Tensor:
     """Return log(1 + exp(x)).
 
-    ``F.softplus`` returns x itself beyond its threshold. At the default of 20 that is off by 2e-9;
-    from 40 on, log1p(exp(-x)) is below half a float64 spacing of x, so nothing is lost.
+    ``F.softplus`` returns x itself beyond its threshold: where log1p(exp(-x)) is below half a
+    spacing of x, from 40 on in float64 and from 20 on in float32, nothing is lost. No later than
+    that, because its backward computes (g exp(x))/(exp(x) + 1), which overflows for large g.
     """
-    return F.softplus(x, 1.0, 40.0)
+    return F.softplus(x, 1.0, 40.0 if x.dtype == torch.float64 else 20.0)
 
 
 def expm1(x: Tensor) -> Tensor:
@@ -33,6 +34,7 @@ def log1mexp(x: Tensor) -> Tensor:
     slope of the branch not taken turns into 0 * inf = nan in the gradient.
     """
     near = x > -math.log(2.0)
-    by_expm1 = torch.log(-torch.expm1(torch.where(near, x, -1.0)))
+    # 0 - expm1, not -expm1: at x = 0 the latter is -0.0, and the slope infinitely upwards.
+    by_expm1 = torch.log(0.0 - torch.expm1(torch.where(near, x, -1.0)))
     by_log1p = torch.log1p(-torch.exp(torch.where(near, -1.0, x)))
     return torch.where(near, by_expm1, by_log1p)

@@ -208,7 +208,9 @@ def hardest_rival(
     # One gather for both keeps the gradient at one logits-sized buffer.
     pair = f.gather(-1, torch.cat((rival, y), -1)).to(_compute_dtype(f))
     pair = torch.where((target < 0).unsqueeze(-1), 0.0, pair)
-    gap = pair[..., 0] - pair[..., 1]
+    # Where no rival is left, the others being -inf, the largest is the target itself.
+    alone = (rival == y).squeeze(-1) & (target >= 0)
+    gap = torch.where(alone, -math.inf, pair[..., 0] - pair[..., 1])
     if matrix is not None:
         return gap + matrix.to(gap.dtype)[y, rival].squeeze(-1)
     return gap if margin is None else gap + _shift(margin, 1.0, target, logits)

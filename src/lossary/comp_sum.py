@@ -22,9 +22,8 @@ from lossary._properties import Properties
 _SOURCE = "Mao, Mohri, Zhong 2023; Zhang, Sabuncu 2018; Ghosh, Kumar, Sastry 2017"
 
 
-def _phi(surprise: Tensor, tau: float) -> Tensor:
-    """Return (p^(tau-1) - 1)/(1 - tau) of the surprise -log p."""
-    a = 1.0 - tau
+def _phi(surprise: Tensor, a: float) -> Tensor:
+    """Return (p^-a - 1)/a of the surprise -log p, for a = 1 - tau."""
     if a == 0.0:
         return surprise
     x = surprise * a
@@ -35,8 +34,10 @@ def _phi(surprise: Tensor, tau: float) -> Tensor:
     value = expm1(x) / a
     if abs(a) < 1e-3:
         # The product of a tiny a and a tiny surprise leaves the normal numbers of float32.
-        series = surprise * (1.0 + x / 2.0 * (1.0 + x / 3.0))
-        value = torch.where(x.abs() < 1e-5, series, value)
+        near = x.abs() < 1e-5
+        small = torch.where(near, x, 0.0)
+        series = torch.where(near, surprise, 0.0) * (1.0 + small / 2.0 * (1.0 + small / 3.0))
+        value = torch.where(near, series, value)
     if a > 0.0:
         # The value overflows to inf, with the largest finite slope: an infinite one, times a
         # probability that underflowed, would be nan.
@@ -103,7 +104,7 @@ class CompSumLoss(ClassificationLoss):
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""
-        return _phi(softplus(self.log_odds(logits, target)), self.tau)
+        return _phi(softplus(self.log_odds(logits, target)), 1.0 - self.tau)
 
     def properties(self, num_classes: int = 10) -> Properties:
         """Return what this instance guarantees on ``num_classes`` classes."""
@@ -161,7 +162,7 @@ class GeneralizedCrossEntropyLoss(ClassificationLoss):
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""
-        return _phi(softplus(self.log_odds(logits, target)), 1.0 + self.q)
+        return _phi(softplus(self.log_odds(logits, target)), -self.q)
 
     def properties(self, num_classes: int = 10) -> Properties:
         """Return what this instance guarantees on ``num_classes`` classes."""

@@ -139,7 +139,8 @@ class LDRKLLoss(ClassificationLoss):
             return (gap.movedim(axis, -1) + mean / num_classes).movedim(-1, axis)
         names = (_softmax.TOTAL, _softmax.TARGET)
         total, own = _softmax.row_statistics(logits, target, names, class_dim=axis, margin=margin)
-        return total / num_classes - own
+        # An impossible target is infinitely far behind, not infinity less infinity.
+        return torch.where(own == -math.inf, math.inf, total / num_classes - own)
 
     def properties(self, num_classes: int = 10) -> Properties:
         """Return what this instance guarantees on ``num_classes`` classes."""
