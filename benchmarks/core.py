@@ -395,9 +395,11 @@ def eager(title: str, rounds: int, quick: bool) -> list[Table]:
     shapes = [(4096, 1000)] if quick else [(512, 32000), (4096, 1000)]
     candidates = make() | published()
     progress, clock = Progress(title, len(shapes) * (len(candidates) + rounds)), Clock(quick)
-    limit = 1.0 if title.endswith("warm") else 0.6
+    # The targets hold where buffers come from fresh pages; warm figures stand beside them.
+    judged = not title.endswith("warm")
     tables = []
     for shape in shapes:
+        limit = 0.6 if shape[1] > 10_000 else 1.0
         logits, target = data(*shape)
         calls: dict[str, Callable[[], object]] = {COPY: unit(logits)}
         errors: dict[str, Row] = {COPY: {VALUE_ERROR: None, GRADIENT_ERROR: None}}
@@ -417,7 +419,7 @@ def eager(title: str, rounds: int, quick: bool) -> list[Table]:
                 "target": None,
                 "met": None,
             }
-            if name not in (REFERENCE, COPY, *PUBLISHED):
+            if judged and name not in (REFERENCE, COPY, *PUBLISHED):
                 row["target"] = f"{limit}; memory 1.1"
                 row["met"] = row[RATIO][0] <= limit and memory[name] <= 1.1
             rows.append(row | errors[name])

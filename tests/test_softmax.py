@@ -1214,6 +1214,28 @@ def test_log_odds_and_their_gradient_hold_one_buffer_of_the_size_of_the_logits(m
 
 
 @pytest.mark.parametrize(
+    "make",
+    [BIG["rows, bfloat16"], BIG["image"], BIG["image, channels last"]],
+    ids=["rows, bfloat16", "image", "image, channels last"],
+)
+def test_values_alone_hold_one_tile_and_two_numbers_a_row(make):
+    f = make()
+    y = torch.randint(-1, f.shape[1], f.shape[:1] + f.shape[2:])
+    with forced(TILE):
+        peak = peak_bytes(lambda: target_log_odds(f, y, temperature=0.7, margin=0.1))
+    assert peak <= TILE + 2 * 4 * y.numel() + (16 << 10)
+    assert peak < 0.35 * f.nbytes
+
+
+def test_logits_in_channels_last_get_a_gradient_in_channels_last(path):
+    # Any other layout would be copied on its way through the convolution before.
+    f = torch.randn(2, K, 3, 5).to(memory_format=torch.channels_last).requires_grad_()
+    out = target_log_odds(f, torch.randint(K, (2, 3, 5)), temperature=0.7)
+    (g,) = torch.autograd.grad(out.sum(), f)
+    assert g.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
     ("make", "names", "tiles"),
     [
         (BIG["rows"], (CHANCE_ODDS,), 1),

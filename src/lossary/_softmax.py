@@ -430,7 +430,9 @@ def _stock(
 def _chance_odds(gap: Tensor, t: Tensor, axis: int) -> Tensor:
     """Return t - log(K - 1), from sum_k expm1(z_k - z_y) where all gaps are small."""
     rivals = gap.shape[axis] - 1
-    near = gap.abs().amax(axis) <= NEAR_CHANCE
+    near = gap.detach().abs().amax(axis) <= NEAR_CHANCE
+    if readable(near) and not bool(near.any()):
+        return t - math.log(rivals)
     excess = torch.expm1(torch.where(near.unsqueeze(axis), gap, 0.0)).sum(axis)
     return torch.where(near, torch.log1p(excess / rivals), t - math.log(rivals))
 
@@ -703,13 +705,7 @@ class _Rows(torch.autograd.Function):
     def vmap(
         info: Any, dims: tuple[int | None, ...], *inputs: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        f, y, scale, matrix, names = inputs
-        if dims[3] is not None:  # one matrix per example: no common kernel, plain operations
-
-            def one(*x: Any) -> tuple[Tensor, ...]:
-                return _stock(x[0], x[1], x[2], x[3], names)
-
-            return torch.vmap(one, dims[:4])(f, y, scale, matrix), (0,) * len(names)
+        f, y, scale, matrix, names = inputs  # a margin matrix per example never comes here
         f, y, scale = _fold(info, dims[:3], (f, y, scale))
         out = _Rows.apply(f, y, scale, matrix, names)  # type: ignore[no-untyped-call]
         return tuple(x.view(info.batch_size, -1, *x.shape[1:]) for x in out), (0,) * len(names)
@@ -765,12 +761,6 @@ class _RowsGradient(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
         f, y, scale, matrix, names, *gs = inputs
-        if dims[3] is not None:
-
-            def one(f: Tensor, y: Tensor, scale: Any, matrix: Tensor, *gs: Tensor) -> Tensor:
-                return _pull(f, y, scale, matrix, names, gs)
-
-            return torch.vmap(one, (*dims[:4], *dims[5:]))(f, y, scale, matrix, *gs), 0
         f, y, scale, *gs = _fold(info, (*dims[:3], *dims[5:]), (f, y, scale, *gs))
         out = _gradient(f, y, scale, matrix, names, *gs)
         return out.view(info.batch_size, -1, *out.shape[1:]), 0
