@@ -45,7 +45,7 @@ TILED_FROM_BYTES = 2 << 20
 TILED_FROM_CLASSES = 32
 #: Scratch of one tile. On a CPU: flat in time from 1 to 4 MiB, slower where it leaves the L2 cache.
 #: On an accelerator: enough rows to fill it.
-TILE_BYTES = {"cpu": 2 << 20, "other": 64 << 20}
+TILE_BYTES = {"cpu": 3 << 20, "other": 64 << 20}
 
 #: Logit gaps up to which t - log(K - 1) would cancel too many digits: beyond, it keeps 1 - 1e-5.
 NEAR_CHANCE = 0.125
@@ -224,7 +224,7 @@ def _rival_index(f: Tensor, y: Tensor, matrix: Tensor | None) -> Tensor:
         return rivals.scatter(-1, y, torch.finfo(rivals.dtype).min).argmax(-1, keepdim=True)
     tile, index = _Tile(rows, targets, 1.0, matrix), torch.empty_like(targets)
     for a, b in _tiles(rows):
-        z, _, j = tile.load(a, b)
+        z, j = tile.load(a, b)
         index[a] = _argmax(z.scatter_(1, j, tile.lowest))
     return index.view(y.shape)
 
@@ -307,7 +307,9 @@ def _as_rows(logits: Tensor, target: Tensor, class_dim: int) -> tuple[Tensor, Te
     """
     dim = class_dim % logits.dim()
     shape = logits.shape
-    if dim == logits.dim() - 1 or logits.stride(dim) == 1:
+    # Rows of few classes are slow to reduce: tiles of them are better taken across.
+    short = shape[dim] < TILED_FROM_CLASSES and logits.nbytes >= TILED_FROM_BYTES
+    if dim == logits.dim() - 1 or (logits.stride(dim) == 1 and not short):
         return logits.movedim(dim, -1).reshape(-1, shape[dim]), target.reshape(-1)
     outer, inner = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
     return logits.reshape(outer, shape[dim], inner), target.reshape(outer, inner)
@@ -558,8 +560,8 @@ class _Tile:
     def at_row(self, x: Tensor, a: slice, b: slice) -> Tensor:
         return x[a, b] if x.dim() == 2 else x[a]
 
-    def load(self, a: slice, b: slice, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return z, the target's logit and the target's index on axis 1."""
+    def load(self, a: slice, b: slice, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return z and the target's index on axis 1."""
         f, y = self.at(self.f, a, b), self.at_row(self.y, a, b)
         z = self._buffer(f) if out is None else out
         z.copy_(f)
@@ -574,7 +576,7 @@ class _Tile:
             z.mul_(self.at_row(self.scale, a, b).unsqueeze(1))
         elif self.scale != 1.0:
             z.mul_(self.scale)
-        return z, z.gather(1, j), j
+        return z, j
 
     def _buffer(self, f: Tensor) -> Tensor:
         if self.scratch is None or self.scratch.numel() < f.numel():
@@ -589,7 +591,8 @@ def _tiled_values(
     out = {name: torch.empty(y.shape, dtype=tile.dtype, device=f.device) for name in names}
     rivals = f.shape[1] - 1
     for a, b in _tiles(f):
-        z, own, j = tile.load(a, b)
+        z, j = tile.load(a, b)
+        own = z.gather(1, j)
         own1 = own.squeeze(1)
         put = {name: tile.at_row(x, a, b) for name, x in out.items()}
         if TARGET in put:
@@ -630,40 +633,36 @@ def _tiled_gradient(
     gs: tuple[Tensor, ...],
 ) -> Tensor:
     tile = _Tile(f, y, scale, matrix)
-    out = torch.empty_like(f, memory_format=torch.contiguous_format)
-    # All coefficients are per row: scaled, and 0 in absent rows, before the first tile.
-    coefficients = {
-        name: torch.where(y < 0, 0.0, g * scale) for name, g in zip(names, gs, strict=True)
-    }
+    out = torch.empty_like(f)
+    given = dict(zip(names, gs, strict=True))
+
+    def coefficient(*wanted: str) -> Tensor:
+        """Return what multiplies the gradient of some statistics: 0 in rows that are not there."""
+        first, *others = (given[n] for n in wanted if n in given)
+        return torch.where(y < 0, 0.0, sum(others, first) * scale)
+
+    slopes, targets, squares, totals = (
+        coefficient(*wanted) if any(n in given for n in wanted) else None
+        for wanted in ((LOG_ODDS, CHANCE_ODDS), (TARGET,), (RIVAL_SQUARES,), (TOTAL,))
+    )
+    zero = torch.zeros((), dtype=tile.dtype, device=f.device)
     for a, b in _tiles(f):
-        target = tile.at(out, a, b)
+        gradient = tile.at(out, a, b)
         # The gradient's own memory is the scratch where it has the right dtype and layout.
-        in_place = target if target.dtype == tile.dtype and target.is_contiguous() else None
-        z, _, j = tile.load(a, b, in_place)
-        g = {name: tile.at_row(x, a, b).unsqueeze(1) for name, x in coefficients.items()}
-        odds = [g[name] for name in (LOG_ODDS, CHANCE_ODDS) if name in g]
-        at_target = torch.zeros_like(j, dtype=tile.dtype)
-        if odds or RIVAL_SQUARES in g:
-            z.scatter_(1, j, tile.lowest)
-            torch._softmax(z, 1, False, out=z)
-            slope = sum(odds) if odds else at_target
-            at_target = at_target - slope
-            if RIVAL_SQUARES in g:
-                z.scatter_(1, j, 0.0)
-                squares = z.square().sum(1, keepdim=True)
-                factor = z.mul(2 * g[RIVAL_SQUARES])
-                z.mul_(factor.add_(slope - 2 * g[RIVAL_SQUARES] * squares))
-            else:
-                z.mul_(slope)
-        else:
-            z.zero_()
-        if TARGET in g:
-            at_target = at_target + g[TARGET]
-        z.scatter_(1, j, at_target)
-        if TOTAL in g:
-            z.add_(g[TOTAL])
+        in_place = gradient if gradient.dtype == tile.dtype and gradient.is_contiguous() else None
+        z, j = tile.load(a, b, in_place)
+        torch._softmax(z.scatter_(1, j, tile.lowest), 1, False, out=z)
+        slope = zero.expand(j.shape) if slopes is None else tile.at_row(slopes, a, b).unsqueeze(1)
+        at_target = -slope if targets is None else tile.at_row(targets, a, b).unsqueeze(1) - slope
+        if squares is not None:
+            double = 2 * tile.at_row(squares, a, b).unsqueeze(1)
+            z.scatter_(1, j, 0.0)
+            slope = z * double + (slope - double * z.square().sum(1, keepdim=True))
+        z.mul_(slope).scatter_(1, j, at_target)
+        if totals is not None:
+            z.add_(tile.at_row(totals, a, b).unsqueeze(1))
         if in_place is None:
-            target.copy_(z)
+            gradient.copy_(z)
     return out
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from lossary._base import ClassificationLoss, ClassOptions, check_number
 from lossary._numerics import expm1, softplus
 from lossary._properties import Properties
+from lossary._softmax import readable
 
 _SOURCE = "Mao, Mohri, Zhong 2023; Zhang, Sabuncu 2018; Ghosh, Kumar, Sastry 2017"
 
@@ -27,9 +28,12 @@ def _phi(surprise: Tensor, a: float) -> Tensor:
     if a == 0.0:
         return surprise
     x = surprise * a
+    overflows = False
     if a > 0.0:
         largest = torch.finfo(x.dtype).max
-        over = x > math.log(largest * a)
+        over = x.detach() > math.log(largest * a)
+        overflows = not readable(over) or bool(over.any())
+    if overflows:
         x = torch.where(over, 0.0, x)
     value = expm1(x) / a
     if abs(a) < 1e-3:
@@ -38,7 +42,7 @@ def _phi(surprise: Tensor, a: float) -> Tensor:
         small = torch.where(near, x, 0.0)
         series = torch.where(near, surprise, 0.0) * (1.0 + small / 2.0 * (1.0 + small / 3.0))
         value = torch.where(near, series, value)
-    if a > 0.0:
+    if overflows:
         # The value overflows to inf, with the largest finite slope: an infinite one, times a
         # probability that underflowed, would be nan.
         finite = surprise.clamp(max=largest)
