@@ -386,16 +386,18 @@ def test_the_first_gradient_stays_tiled_under_create_graph_and_torch_func(tiled_
 
 
 def test_a_tile_is_about_as_large_as_asked_for():
-    f = torch.zeros(7, 10, 6)
+    f = torch.zeros(7, 10, 6).expand(100, 7, 10, 6).reshape(700, 10, 6)
     with forced(10 * 4 * 4):  # four columns of ten float32
         tiles = list(_softmax._tiles(f))
         assert {(a.stop - a.start, b.stop - b.start) for a, b in tiles} == {(1, 4)}
     with forced(10 * 4 * 6 * 3):
         tiles = list(_softmax._tiles(f))
-        assert [(a.start, b.start) for a, b in tiles] == [(0, 0), (3, 0), (6, 0)]
+        assert [(a.start, b.start) for a, b in tiles] == [(i, 0) for i in range(0, 700, 3)]
+    with forced(f.nbytes):  # small beside the logits, but not less than a quarter of what is asked
+        assert {a.stop - a.start for a, _ in _softmax._tiles(f)} == {175}
     for dtype in HALF:  # the scratch is float32
         with forced(10 * 4 * 6 * 3):
-            assert len(list(_softmax._tiles(f.to(dtype)))) == 3
+            assert len(list(_softmax._tiles(f.to(dtype)))) == 234
 
 
 # Derivatives.

@@ -43,9 +43,10 @@ LOG_ODDS, CHANCE_ODDS, TARGET, TOTAL, RIVAL_SQUARES = STATISTICS = (
 TILED_FROM_BYTES = 2 << 20
 #: Rows of fewer classes than this are too short for tiles to gain anything.
 TILED_FROM_CLASSES = 32
-#: Scratch of one tile. On a CPU: flat in time from 1 to 4 MiB, slower where it leaves the L2 cache.
+#: Scratch of one tile at most; down to a quarter of it for logits beside which it would be large.
+#: On a CPU: nearly flat in time from 1 to 4 MiB, slower where it leaves the caches.
 #: On an accelerator: enough rows to fill it.
-TILE_BYTES = {"cpu": 3 << 20, "other": 64 << 20}
+TILE_BYTES = {"cpu": 4 << 20, "other": 64 << 20}
 
 #: Logit gaps up to which t - log(K - 1) would cancel too many digits: beyond, it keeps 1 - 1e-5.
 NEAR_CHANCE = 0.125
@@ -534,9 +535,9 @@ def _tiles(f: Tensor) -> Iterator[tuple[slice, slice]]:
     """Yield the slices of axis 0 and axis 2 of tiles of about TILE_BYTES of scratch."""
     outer, num_classes = f.shape[:2]
     inner = f.shape[2] if f.dim() == 3 else 1
-    budget = TILE_BYTES.get(f.device.type, TILE_BYTES["other"]) // (
-        num_classes * _compute_dtype(f).itemsize
-    )
+    most = TILE_BYTES.get(f.device.type, TILE_BYTES["other"])
+    size = min(most, max(most // 4, f.nbytes // 16))
+    budget = size // (num_classes * _compute_dtype(f).itemsize)
     rows, columns = max(1, budget // inner), max(1, min(inner, budget))
     for a in range(0, outer, rows):
         for b in range(0, inner, columns):
@@ -651,7 +652,10 @@ def _tiled_gradient(
         # The gradient's own memory is the scratch where it has the right dtype and layout.
         in_place = gradient if gradient.dtype == tile.dtype and gradient.is_contiguous() else None
         z, j = tile.load(a, b, in_place)
-        torch._softmax(z.scatter_(1, j, tile.lowest), 1, False, out=z)
+        if slopes is None and squares is None:
+            z.zero_()
+        else:
+            torch._softmax(z.scatter_(1, j, tile.lowest), 1, False, out=z)
         slope = zero.expand(j.shape) if slopes is None else tile.at_row(slopes, a, b).unsqueeze(1)
         at_target = -slope if targets is None else tile.at_row(targets, a, b).unsqueeze(1) - slope
         if squares is not None:
