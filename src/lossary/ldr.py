@@ -157,7 +157,8 @@ def _checked_margin(margin: Tensor) -> Tensor:
     if len(bad) > 0:
         raise ValueError(f"margin: expected finite numbers >= 0, got {float(bad[0])}")
     if square and bool((margin.diagonal() != 0).any()):
-        raise ValueError(f"margin: expected a zero diagonal, got {margin.diagonal().tolist()}")
+        largest = float(margin.diagonal().max())
+        raise ValueError(f"margin: expected a zero diagonal, got up to {largest:g} on it")
     return margin
 
 
