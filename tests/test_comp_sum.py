@@ -12,46 +12,23 @@ from scipy.optimize import minimize
 from torch.nn.functional import cross_entropy
 
 from lossary import CompSumLoss, GeneralizedCrossEntropyLoss, MulticlassMAELoss
+from single_rows import (
+    all_values,
+    close,
+    distributions,
+    gradient,
+    least_risk,
+    numbers,
+    risk,
+    rows,
+    value,
+)
 
 ROOT2 = math.sqrt(2.0)
 TAUS = (0.0, 0.3, 0.5, 1.0, 1.2, 1.5, 1.9, 2.0, 2.5, 4.0)
 NEAR_ONE = (1 - 1e-4, 1 - 1e-10, 1 - 2.0**-53, 1 + 2.0**-52, 1 + 1e-10, 1 + 1e-4)
 
 taus = st.one_of(st.sampled_from((*TAUS, *NEAR_ONE)), st.floats(0.0, 4.0))
-numbers = st.floats(-15.0, 15.0)
-
-
-@st.composite
-def rows(draw, elements=numbers, count=1):
-    """Rows of logits with the same number of classes, and a target."""
-    size = draw(st.integers(2, 6))
-    row = st.lists(elements, min_size=size, max_size=size)
-    logits = [torch.tensor(draw(row), dtype=torch.float64) for _ in range(count)]
-    return *logits, draw(st.integers(0, size - 1))
-
-
-@st.composite
-def distributions(draw, most=5):
-    """Class probabilities, all different and none 0."""
-    counts = draw(st.lists(st.integers(1, 12), min_size=2, max_size=most, unique=True))
-    return np.array(counts) / sum(counts)
-
-
-def value(loss, f, y):
-    """The loss of one row."""
-    out = loss(f.unsqueeze(0), torch.tensor([y])).sum()
-    assert out.dtype is torch.float64
-    return out
-
-
-def gradient(loss, f, y):
-    f = f.clone().requires_grad_()
-    return torch.autograd.grad(value(loss, f, y), f)[0]
-
-
-def all_values(loss, f):
-    """The loss of one row for every target."""
-    return torch.stack([value(loss, f, k) for k in range(len(f))])
 
 
 def exact(f, y, tau):
@@ -81,24 +58,6 @@ def conditional_minimum(q, tau):
     return (np.sum(q ** (1 / (2 - tau))) ** (2 - tau) - 1) / (1 - tau)
 
 
-def risk(loss, f, q):
-    """sum_k q_k loss(f, k), by index targets."""
-    num_classes = len(q)
-    each = loss(f.expand(num_classes, num_classes), torch.arange(num_classes))
-    return torch.as_tensor(q) @ each
-
-
-def least_risk(loss, q, gtol=1e-10):
-    def objective(x):
-        f = torch.tensor(x, requires_grad=True)
-        out = risk(loss, f, q)
-        out.backward()
-        return out.item(), f.grad.numpy()
-
-    start = np.zeros(len(q))
-    return minimize(objective, start, jac=True, method="BFGS", options={"gtol": gtol})
-
-
 def family(tau):
     """The losses that are this member of the family."""
     members = [CompSumLoss(tau, reduction="none")]
@@ -107,15 +66,6 @@ def family(tau):
     if tau == 2:
         members.append(MulticlassMAELoss(reduction="none"))
     return members
-
-
-def close(a, b, rtol=1e-12, atol=0.0):
-    torch.testing.assert_close(
-        torch.as_tensor(a, dtype=torch.float64),
-        torch.as_tensor(b, dtype=torch.float64),
-        rtol=rtol,
-        atol=atol,
-    )
 
 
 # The value.

@@ -12,6 +12,7 @@ from scipy.optimize import linprog, minimize
 from torch.nn.functional import cross_entropy, softplus
 
 from lossary import LDRKLLoss
+from single_rows import all_values, close, distributions, gradient, least_risk, risk, rows, value
 
 INF = math.inf
 INSIDE = (1e-3, 0.1, 0.5, 1.0, 2.0, 10.0, 1e4)
@@ -20,39 +21,6 @@ LAMS = (0.0, *INSIDE, INF)
 lams = st.one_of(st.sampled_from(LAMS), st.floats(0.01, 100.0))
 inside = st.one_of(st.sampled_from(INSIDE), st.floats(0.01, 100.0))
 margins = st.one_of(st.sampled_from((0.0, 0.1, 2.0)), st.floats(0.0, 10.0))
-numbers = st.floats(-15.0, 15.0)
-
-
-@st.composite
-def rows(draw, count=1, elements=numbers):
-    """Rows of logits with the same number of classes, and a target."""
-    size = draw(st.integers(2, 6))
-    row = st.lists(elements, min_size=size, max_size=size)
-    logits = [torch.tensor(draw(row), dtype=torch.float64) for _ in range(count)]
-    return *logits, draw(st.integers(0, size - 1))
-
-
-@st.composite
-def distributions(draw, most=4):
-    """Class probabilities, all different and none 0."""
-    counts = draw(st.lists(st.integers(1, 12), min_size=2, max_size=most, unique=True))
-    return np.array(counts) / sum(counts)
-
-
-def value(loss, f, y):
-    """The loss of one row."""
-    out = loss(f.unsqueeze(0), torch.tensor([y])).sum()
-    assert out.dtype is torch.float64
-    return out
-
-
-def gradient(loss, f, y):
-    f = f.clone().requires_grad_()
-    return torch.autograd.grad(value(loss, f, y), f)[0]
-
-
-def all_values(loss, f):
-    return torch.stack([value(loss, f, k) for k in range(len(f))])
 
 
 def gaps(f, y, margin):
@@ -78,15 +46,6 @@ def objective(r, z, lam):
     """<r, z> - lam KL(r || 1/K)."""
     divergence = torch.xlogy(r, r * len(r)).sum()
     return r @ z - lam * divergence
-
-
-def close(a, b, rtol=1e-12, atol=0.0):
-    torch.testing.assert_close(
-        torch.as_tensor(a, dtype=torch.float64),
-        torch.as_tensor(b, dtype=torch.float64),
-        rtol=rtol,
-        atol=atol,
-    )
 
 
 def rounding(*xs):
@@ -405,23 +364,6 @@ def test_not_symmetric_elsewhere(lam):
 
 
 # The conditional risk.
-
-
-def risk(loss, f, q):
-    """sum_k q_k loss(f, k), by index targets."""
-    return torch.as_tensor(q) @ all_values(loss, f)
-
-
-def least_risk(loss, q):
-    index = torch.arange(len(q))
-
-    def objective(x):
-        f = torch.tensor(x, requires_grad=True)
-        out = torch.as_tensor(q) @ loss(f.expand(len(q), -1), index)
-        out.backward()
-        return out.item(), f.grad.numpy()
-
-    return minimize(objective, np.zeros(len(q)), jac=True, method="BFGS", options={"gtol": 1e-9})
 
 
 @given(distributions(), st.floats(0.2, 20.0), st.floats(0.0, 3.0))

@@ -18,46 +18,24 @@ from lossary import (
     ReverseCrossEntropyLoss,
     SymmetricCrossEntropyLoss,
 )
+from single_rows import (
+    all_values,
+    close,
+    distributions,
+    gradient,
+    least_risk,
+    numbers,
+    risk,
+    rows,
+    value,
+)
 
 ROOT2 = math.sqrt(2.0)
 PUBLISHED_A = (-4.0, math.log(1e-4))  # the paper's, and what the authors' clipping comes to
 PRESETS = ((0.1, 1.0), (6.0, 0.1))  # the paper's, for CIFAR-10 and CIFAR-100
 
-numbers = st.floats(-15.0, 15.0)
 As = st.one_of(st.sampled_from(PUBLISHED_A), st.floats(-20.0, -0.1))
 weights = st.one_of(st.sampled_from((0.1, 1.0, 6.0)), st.floats(0.01, 10.0))
-
-
-@st.composite
-def rows(draw, count=1, elements=numbers):
-    """Rows of logits with the same number of classes, and a target."""
-    size = draw(st.integers(2, 6))
-    row = st.lists(elements, min_size=size, max_size=size)
-    logits = [torch.tensor(draw(row), dtype=torch.float64) for _ in range(count)]
-    return *logits, draw(st.integers(0, size - 1))
-
-
-@st.composite
-def distributions(draw, most=4):
-    """Class probabilities, all different and none 0."""
-    counts = draw(st.lists(st.integers(1, 12), min_size=2, max_size=most, unique=True))
-    return np.array(counts) / sum(counts)
-
-
-def value(loss, f, y):
-    """The loss of one row."""
-    out = loss(f.unsqueeze(0), torch.tensor([y])).sum()
-    assert out.dtype is torch.float64
-    return out
-
-
-def gradient(loss, f, y):
-    f = f.clone().requires_grad_()
-    return torch.autograd.grad(value(loss, f, y), f)[0]
-
-
-def all_values(loss, f):
-    return torch.stack([value(loss, f, k) for k in range(len(f))])
 
 
 def reverse(f, q, a):
@@ -68,15 +46,6 @@ def reverse(f, q, a):
 
 def forward(f, q):
     return -(torch.log_softmax(f, -1) * q).sum(-1)
-
-
-def close(a, b, rtol=1e-12, atol=1e-14):
-    torch.testing.assert_close(
-        torch.as_tensor(a, dtype=torch.float64),
-        torch.as_tensor(b, dtype=torch.float64),
-        rtol=rtol,
-        atol=atol,
-    )
 
 
 # Values.
@@ -391,23 +360,6 @@ def test_noise_scales_the_gradient_of_a_symmetric_loss(eta):
 
 
 # The conditional risk.
-
-
-def risk(loss, f, q):
-    """sum_k q_k loss(f, k), by index targets."""
-    each = loss(f.expand(len(q), -1), torch.arange(len(q)))
-    return torch.as_tensor(q) @ each
-
-
-def least_risk(loss, q, gtol=1e-10):
-    def objective(x):
-        f = torch.tensor(x, requires_grad=True)
-        out = risk(loss, f, q)
-        out.backward()
-        return out.item(), f.grad.numpy()
-
-    start = np.zeros(len(q))
-    return minimize(objective, start, jac=True, method="BFGS", options={"gtol": gtol})
 
 
 @given(distributions(), st.floats(0.1, 5.0), st.floats(0.0, 2.0))
