@@ -55,7 +55,10 @@ def conditional_minimum(q, tau):
         return -np.sum(q * np.log(q))
     if tau >= 2:
         return (1 - q.max()) / (tau - 1)
-    return (np.sum(q ** (1 / (2 - tau))) ** (2 - tau) - 1) / (1 - tau)
+    with mpmath.workdps(60):  # near tau = 1 the difference cancels
+        tau = mpmath.mpf(tau)
+        total = mpmath.fsum(mpmath.mpf(float(x)) ** (1 / (2 - tau)) for x in q)
+        return float((total ** (2 - tau) - 1) / (1 - tau))
 
 
 def family(tau):
