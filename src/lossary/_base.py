@@ -15,7 +15,7 @@ with one ``w`` that gathers sample weight, class weight and mask. In a separable
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Real
 from typing import Any, ClassVar, TypedDict
 
@@ -357,7 +357,7 @@ class ClassificationLoss(Loss):
     A subclass writes ``per_sample(self, logits, target)`` in terms of ``self.log_odds(logits,
     target)`` or another statistic of the primitive. There ``target`` holds class indices, -1 for
     entries that are not there, or is ``None``: then the value for every class is wanted, along the
-    class axis.
+    class axis. Further inputs may stand before or after ``target``.
 
     Args:
         reduction: ``"none"``, ``"sum"``, ``"mean"`` or ``"batchmean"``: see :class:`lossary.Loss`.
@@ -393,6 +393,16 @@ class ClassificationLoss(Loss):
 
     upcast = False
     class_weight: Tensor | None
+    #: The position of ``target`` among the inputs. The logits are the first.
+    _target_at: ClassVar[int] = 1
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "per_sample" in cls.__dict__:
+            names = list(inspect.signature(cls.__dict__["per_sample"]).parameters)[1:]
+            if "target" not in names[1:]:
+                raise TypeError(f"per_sample: expected (logits, ..., target, ...), got {names}")
+            cls._target_at = names.index("target")
 
     def __init__(
         self,
@@ -454,14 +464,21 @@ class ClassificationLoss(Loss):
             logits, target, (name,), class_dim=dim, temperature=temperature, margin=margin
         )[0]
 
-    def expected(self, logits: Tensor, probabilities: Tensor, mass: Tensor) -> Tensor:
+    def expected(self, logits: Tensor, probabilities: Tensor, mass: Tensor, *others: Any) -> Tensor:
         """Return the per-sample value for a probability target.
 
-        ``mass`` is the probabilities times the class weights. The default is the expectation,
+        ``mass`` is the probabilities times the class weights, both 0 for entries that are not
+        there; ``others`` are the further inputs. The default is the expectation,
         sum_k mass_k loss(f, k); a loss that takes a distribution directly overrides it.
         """
-        values = self.per_sample(logits, None)
+        values = self.per_sample(*self._inputs(logits, None, others))
         return expectation(values, probabilities, mass, self._class_axis(logits))
+
+    def _inputs(self, logits: Tensor, target: Tensor | None, others: Iterable[Any]) -> list[Any]:
+        """Return the arguments of per_sample, the target in its place."""
+        inputs = [logits, *others]
+        inputs.insert(self._target_at, target)
+        return inputs
 
     def _class_axis(self, logits: Tensor) -> int:
         """Return the class axis as a non-negative number; a single row has only one axis."""
@@ -478,7 +495,8 @@ class ClassificationLoss(Loss):
     def _evaluate(
         self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
     ) -> Tensor:
-        logits, target, *others = inputs
+        logits, *others = inputs
+        target = others.pop(self._target_at - 1)
         axis = self._check_inputs(logits, target)
         if weight is not None:
             _check_weight_type(weight)
@@ -496,7 +514,7 @@ class ClassificationLoss(Loss):
         class_weight = self._buffers["class_weight"]
         ignored = self._ignored(target, logits.shape[axis])
         if ignored is None and weight is None and class_weight is None:
-            return self.per_sample(logits, target, *others), None, None
+            return self.per_sample(*self._inputs(logits, target, others)), None, None
         if weight is None:
             weight = torch.ones((), dtype=dtype, device=logits.device)
         weight = weight.to(dtype)
@@ -507,14 +525,12 @@ class ClassificationLoss(Loss):
         if ignored is not None:
             weight = weight.masked_fill(ignored, 0.0)
         # From here on one number says that an entry is absent, and the primitive skips it.
-        values = self.per_sample(logits, target.masked_fill(weight == 0, -1), *others)
-        return values, weight, None
+        target = target.masked_fill(weight == 0, -1)
+        return self.per_sample(*self._inputs(logits, target, others)), weight, None
 
     def _soft(
         self, logits: Tensor, q: Tensor, others: list[Any], weight: Tensor | None, axis: int
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if others:
-            raise TypeError("target: this loss needs class indices, got class probabilities")
         self._check_probabilities(q, weight, axis)
         logits = _upcast(logits)
         q = q.to(logits.dtype)
@@ -526,7 +542,7 @@ class ClassificationLoss(Loss):
         if self.class_weight is not None:
             shape = [-1 if i == axis else 1 for i in range(logits.dim())]
             mass = q * self.class_weight.to(q.dtype).view(shape)
-        return self.expected(logits, q, mass), weight, mass.sum(axis)
+        return self.expected(logits, q, mass, *others), weight, mass.sum(axis)
 
     def _ignored(self, target: Tensor, num_classes: int) -> Tensor | None:
         """Return which entries to leave out, ``None`` if it is known that there are none.

@@ -84,7 +84,7 @@ class ReverseCrossEntropyLoss(ClassificationLoss):
         """Return the loss of every sample, unreduced."""
         return expm1(-softplus(self.log_odds(logits, target))) * self.A
 
-    def expected(self, logits: Tensor, probabilities: Tensor, mass: Tensor) -> Tensor:
+    def expected(self, logits: Tensor, probabilities: Tensor, mass: Tensor, *others: Any) -> Tensor:
         """Return the clipped formula for a probability target, times its class weight."""
         axis = self._class_axis(logits)
         return _reverse_cross_entropy(logits, probabilities, axis, self.A) * mass.sum(axis)
@@ -158,7 +158,7 @@ class SymmetricCrossEntropyLoss(ClassificationLoss):
         surprise = softplus(self.log_odds(logits, target))
         return self.alpha * surprise + (self.beta * self.A) * expm1(-surprise)
 
-    def expected(self, logits: Tensor, probabilities: Tensor, mass: Tensor) -> Tensor:
+    def expected(self, logits: Tensor, probabilities: Tensor, mass: Tensor, *others: Any) -> Tensor:
         """Return both terms for a probability target, times its class weight."""
         axis = self._class_axis(logits)
         forward = expectation(softplus(self.log_odds(logits, None)), probabilities, mass, axis)
