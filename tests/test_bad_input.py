@@ -1,5 +1,6 @@
 """Every row of the table of bad input, and the unusual input that must work."""
 
+import inspect
 import re
 
 import pytest
@@ -11,23 +12,75 @@ import lossary
 from bad_input import LOGITS, PROBABILITIES, TARGET
 
 
-def _class_target_losses():
-    exported = [getattr(lossary, name) for name in lossary.__all__]
-    return [
-        loss
-        for loss in exported
-        if isinstance(loss, type)
-        and issubclass(loss, lossary.ClassificationLoss)
-        and hasattr(loss, "per_sample")
-    ]
+def _index(logits, target):
+    samples = target.numel() if isinstance(target, torch.Tensor) else len(TARGET)
+    index = torch.arange(samples)
+    return index.view(target.shape) if isinstance(target, torch.Tensor) else index
 
 
-LOSSES = _class_target_losses()
+#: What the losses that take more than logits and target are built and called with here.
+NEEDS = {"ALDRKLLoss": {"num_samples": 1000}}
+FURTHER = {
+    "ALDRKLLoss": {"index": _index, "update": lambda logits, target: True},
+    "TruncatedGCELoss": {"index": lambda logits, target: None},
+    "SmoothAdversarialCompSumLoss": {"adv_logits": lambda logits, target: logits},
+}
+
+
+class Called:
+    """A loss that takes further inputs, to be called with logits and target alone."""
+
+    def __init__(self, module, further):
+        self.module, self.further = module, further
+
+    def __call__(self, *inputs, **keywords):
+        given = dict(zip(("logits", "target"), inputs, strict=False))
+        named = {**given, **{k: v for k, v in keywords.items() if k in ("logits", "target")}}
+        keywords = {k: v for k, v in keywords.items() if k not in named}
+        further = {
+            name: make(named["logits"], named.get("target")) for name, make in self.further.items()
+        }
+        if len(inputs) <= 2:
+            return self.module(**named, **further, **keywords)
+        order = list(inspect.signature(self.module.forward).parameters)
+        named |= further
+        return self.module(*[named[p] for p in order if p in named], *inputs[2:], **keywords)
+
+
+def _adapted(loss):
+    if loss.__name__ not in FURTHER:
+        return loss
+
+    def build(**options):
+        return Called(loss(**NEEDS.get(loss.__name__, {}), **options), FURTHER[loss.__name__])
+
+    build.__name__ = loss.__name__
+    return build
+
+
+CLASSES = [
+    loss
+    for loss in (getattr(lossary, name) for name in lossary.__all__)
+    if isinstance(loss, type)
+    and issubclass(loss, lossary.ClassificationLoss)
+    and hasattr(loss, "per_sample")
+]
+LOSSES = [_adapted(loss) for loss in CLASSES]
+INDICES_ONLY = {"ALDRKLLoss"}
 CASES = [
     *((row, loss) for row in bad_input.COMMON for loss in LOSSES),
     *((row, row.loss) for row in bad_input.FAMILIES),
 ]
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+every_soft_loss = pytest.mark.parametrize(
+    "loss",
+    [loss for loss in LOSSES if loss.__name__ not in INDICES_ONLY],
+    ids=lambda loss: loss.__name__,
+)
+
+
+def _targets(loss):
+    return (TARGET,) if loss.__name__ in INDICES_ONLY else (TARGET, PROBABILITIES)
 
 
 def _id(case):
@@ -59,8 +112,15 @@ def test_row_ids_are_unique():
 
 
 def test_losses_without_rows_of_their_own_inherit_the_common_ones():
-    assert {lossary.CompSumLoss, lossary.LDRKLLoss, lossary.MulticlassMAELoss} <= set(LOSSES)
-    assert lossary.ClassificationLoss not in LOSSES
+    assert {lossary.CompSumLoss, lossary.LDRKLLoss, lossary.ALDRKLLoss} <= set(CLASSES)
+    assert lossary.ClassificationLoss not in CLASSES
+
+
+@pytest.mark.parametrize("name", sorted(INDICES_ONLY))
+def test_probabilities_are_refused_where_they_mean_nothing(name):
+    (loss,) = [loss for loss in LOSSES if loss.__name__ == name]
+    with pytest.raises(TypeError, match=r"target: expected integer class indices, got class prob"):
+        loss()(LOGITS, PROBABILITIES)
 
 
 @every_loss
@@ -68,7 +128,7 @@ def test_losses_without_rows_of_their_own_inherit_the_common_ones():
 def test_good_input_of_the_table_is_accepted(loss, argument):
     # The rows differ from this call in one thing, which is then what they are refused for.
     value = {"weight": torch.ones(len(TARGET)), "normalizer": 4.0}[argument]
-    for target in (TARGET, PROBABILITIES):
+    for target in _targets(loss):
         plain = loss()(LOGITS, target)
         assert torch.isfinite(plain)
         torch.testing.assert_close(loss()(LOGITS, target, **{argument: value}), plain)
@@ -101,17 +161,18 @@ def test_one_row_of_logits(loss, class_dim):
     out = loss(class_dim=class_dim)(LOGITS[0], TARGET[0])
     assert out.shape == ()
     torch.testing.assert_close(out, loss()(LOGITS[:1], TARGET[:1]))
-    soft = loss(class_dim=class_dim)(LOGITS[0], PROBABILITIES[0])
-    torch.testing.assert_close(soft, loss()(LOGITS[:1], PROBABILITIES[:1]))
+    for target in _targets(loss):
+        soft = loss(class_dim=class_dim)(LOGITS[0], target[0])
+        torch.testing.assert_close(soft, loss()(LOGITS[:1], target[:1]))
 
 
 @every_loss
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none", "batchmean"])
 def test_class_weight_of_one_row(loss, reduction):
     class_weight = torch.tensor([0.5, 2.0, 3.0])
-    module = loss(class_weight=class_weight, reduction=reduction)
-    for target in (TARGET, PROBABILITIES):
-        of_batch = module(LOGITS[:1], target[:1]).squeeze()
+    for target in _targets(loss):
+        module, other = (loss(class_weight=class_weight, reduction=reduction) for _ in range(2))
+        of_batch = other(LOGITS[:1], target[:1]).squeeze()
         torch.testing.assert_close(module(LOGITS[0], target[0]), of_batch)
 
 
@@ -133,6 +194,8 @@ def test_any_class_axis(loss, class_dim):
     expected = _values(loss, rows.reshape(-1, num_classes), target.reshape(-1)).view(target.shape)
     out = _values(loss, logits, target, class_dim=class_dim)
     torch.testing.assert_close(out, expected)
+    if loss.__name__ in INDICES_ONLY:
+        return
     q = torch.softmax(torch.randn(rows.shape), -1)
     expected = _values(loss, rows.reshape(-1, num_classes), q.reshape(-1, num_classes))
     out = _values(loss, logits, q.movedim(-1, axis), class_dim=class_dim)
@@ -176,7 +239,8 @@ def test_reductions_and_class_weight(loss):
     for reduction, value in expected.items():
         module = loss(class_weight=class_weight, reduction=reduction)
         torch.testing.assert_close(module(LOGITS, target, weight=weight), value)
-        torch.testing.assert_close(module(LOGITS, one_hot, weight=weight), value)
+        if loss.__name__ not in INDICES_ONLY:
+            torch.testing.assert_close(module(LOGITS, one_hot, weight=weight), value)
 
 
 @pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"ignore_index": 2}])
@@ -191,7 +255,7 @@ def test_options_mean_what_they_mean_in_cross_entropy(options, weighted):
         torch.testing.assert_close(out, cross_entropy(LOGITS, PROBABILITIES, **options))
 
 
-@every_loss
+@every_soft_loss
 def test_probability_rows_left_out_are_not_checked(loss):
     q = PROBABILITIES.clone()
     q[1] = torch.nan
@@ -201,7 +265,7 @@ def test_probability_rows_left_out_are_not_checked(loss):
     )
 
 
-@every_loss
+@every_soft_loss
 def test_half_precision_probabilities_need_not_sum_to_1_exactly(loss):
     q = torch.softmax(torch.randn(5, 1000), 1)
     logits = torch.randn(5, 1000)
@@ -227,7 +291,7 @@ def test_normalizer_may_be_a_tensor_or_negative(loss):
 @every_loss
 def test_empty_batch(loss):
     logits = torch.zeros(0, 3, requires_grad=True)
-    for target in (torch.zeros(0, dtype=torch.long), torch.zeros(0, 3)):
+    for target in (torch.zeros(0, dtype=torch.long), torch.zeros(0, 3))[: len(_targets(loss))]:
         out = loss()(logits, target)
         assert out.item() == 0.0
         (gradient,) = torch.autograd.grad(out, logits)

@@ -1,5 +1,6 @@
 """What a loss needs to know about the other processes."""
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -16,3 +17,26 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def gather_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the rows of all processes in the order of their ranks, without a gradient.
+
+    The tensors have equally many rows, in each process as many as it likes. All must call it. The
+    lengths are read on the host: a tensor's shape cannot wait.
+    """
+    if world_size() == 1:
+        return tensors
+    length = torch.tensor([len(tensors[0])], device=tensors[0].device)
+    lengths = [torch.empty_like(length) for _ in range(world_size())]
+    dist.all_gather(lengths, length)
+    counts = [int(n) for n in lengths]
+    return tuple(_gather_padded(x.detach(), counts) for x in tensors)
+
+
+def _gather_padded(x: Tensor, counts: list[int]) -> Tensor:
+    padded = x.new_zeros(max(counts), *x.shape[1:])
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])

@@ -109,23 +109,13 @@ def row_statistics(
             the margins of the rivals of target y (its diagonal is not read). If a matrix requires
             a gradient, that costs copies of the logits.
     """
-    matrix = None
-    if isinstance(margin, Tensor) and margin.dim() == 2:
-        matrix, margin = margin, None
-    shift = None if margin is None else _shift(margin, temperature, target, logits)
+    matrix, shift = _split_margin(margin, temperature, target, logits)
     if _differentiable(temperature) or _differentiable(matrix):
         logits = _scaled(logits, target, class_dim, temperature, matrix)
         temperature, matrix = 1.0, None
-    # A view costs a small batch as much as arithmetic does: none where the shape is right.
-    flat = logits.dim() == 2 and class_dim in (1, -1)
-    f, y = (logits, target) if flat else _as_rows(logits, target, class_dim)
-    scale: float | Tensor
-    if isinstance(temperature, Tensor):
-        scale = temperature.reciprocal().to(_compute_dtype(f)).expand(target.shape).reshape(y.shape)
-    else:
-        scale = 1.0 / temperature
+    f, y, scale = _as_rows(logits, target, class_dim, temperature)
     out = _statistics(f, y, scale, matrix, names)
-    if not flat:
+    if y is not target:
         out = tuple(x.view(target.shape) for x in out)
     if shift is None:
         return out
@@ -176,6 +166,51 @@ def all_log_odds(
         if margin is not None:
             t = t + (margin.to(z.dtype) if isinstance(margin, Tensor) else margin) / temperature
     return t.movedim(-1, class_dim)
+
+
+def uniform_divergence(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    class_dim: int = 1,
+    temperature: float | Tensor = 1.0,
+    margin: float | Tensor | None = None,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Return KL(r || 1/K) for r = softmax(z), with ``smoothing`` added to each r_k; no gradient.
+
+    The arguments are those of :func:`row_statistics`.
+    """
+    with torch.no_grad():
+        matrix, shift = _split_margin(margin, temperature, target, logits)
+        f, y, scale = _as_rows(logits, target, class_dim, temperature)
+        if isinstance(shift, Tensor):
+            shift = shift.expand(target.shape).reshape(y.shape).unsqueeze(1)
+        if not _tiles_pay(f):
+            z, own, j = _prepared(f, y, scale, matrix)
+            # A margin shared by the rivals is one off the target, up to a shift of all.
+            z = z if shift is None else _with_target(z, j, own - shift)
+            return _divergence(z, smoothing).view(target.shape)
+        tile = _Tile(f, y, scale, matrix)
+        out = torch.empty(y.shape, dtype=tile.dtype, device=f.device)
+        for a, b in _tiles(f):
+            z, j = tile.load(a, b)
+            if shift is not None:
+                less = tile.at(shift, a, b) if isinstance(shift, Tensor) else shift
+                z.scatter_(1, j, z.gather(1, j) - less)
+            tile.at_row(out, a, b).copy_(_divergence(z, smoothing))
+        return out.view(target.shape)
+
+
+def _divergence(z: Tensor, smoothing: float) -> Tensor:
+    num_classes = z.shape[1]
+    # An impossible class has log r = -inf and r = 0: their product counts as 0.
+    log_r = torch.log_softmax(z, 1).clamp_(min=torch.finfo(z.dtype).min)
+    r = log_r.exp()
+    if smoothing:
+        r = r.add_(smoothing).div_(1.0 + num_classes * smoothing)
+        log_r = r.log()
+    return math.log(num_classes) + r.mul_(log_r).sum(1)
 
 
 def hardest_rival(
@@ -273,6 +308,15 @@ def _has_tangent(x: Tensor) -> bool:
     return dual.tangent is not None
 
 
+def _split_margin(
+    margin: float | Tensor | None, temperature: float | Tensor, target: Tensor, logits: Tensor
+) -> tuple[Tensor | None, float | Tensor | None]:
+    """Return the matrix of margins, or else what a margin that all rivals share adds to z."""
+    if isinstance(margin, Tensor) and margin.dim() == 2:
+        return margin, None
+    return None, None if margin is None else _shift(margin, temperature, target, logits)
+
+
 def _shift(
     margin: float | Tensor, temperature: float | Tensor, target: Tensor, logits: Tensor
 ) -> float | Tensor:
@@ -301,19 +345,32 @@ def _scaled(
     return (z / temperature).movedim(-1, class_dim)
 
 
-def _as_rows(logits: Tensor, target: Tensor, class_dim: int) -> tuple[Tensor, Tensor]:
-    """View the logits as (rows, K) or (outer, K, inner), and the target to match.
+def _as_rows(
+    logits: Tensor, target: Tensor, class_dim: int, temperature: float | Tensor
+) -> tuple[Tensor, Tensor, float | Tensor]:
+    """View the logits as (rows, K) or (outer, K, inner), the target and 1/temperature to match.
 
     A copy is made only where the memory layout allows neither.
     """
     dim = class_dim % logits.dim()
     shape = logits.shape
-    # Rows of few classes are slow to reduce: tiles of them are better taken across.
-    short = shape[dim] < TILED_FROM_CLASSES and logits.nbytes >= TILED_FROM_BYTES
-    if dim == logits.dim() - 1 or (logits.stride(dim) == 1 and not short):
-        return logits.movedim(dim, -1).reshape(-1, shape[dim]), target.reshape(-1)
-    outer, inner = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
-    return logits.reshape(outer, shape[dim], inner), target.reshape(outer, inner)
+    if logits.dim() == 2 and dim == 1:
+        # A view costs a small batch as much as arithmetic does: none where the shape is right.
+        f, y = logits, target
+    elif dim == logits.dim() - 1 or (logits.stride(dim) == 1 and not _short_rows(logits, dim)):
+        f, y = logits.movedim(dim, -1).reshape(-1, shape[dim]), target.reshape(-1)
+    else:
+        outer, inner = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
+        f, y = logits.reshape(outer, shape[dim], inner), target.reshape(outer, inner)
+    if not isinstance(temperature, Tensor):
+        return f, y, 1.0 / temperature
+    scale = temperature.reciprocal().to(_compute_dtype(f))
+    return f, y, scale.expand(target.shape).reshape(y.shape)
+
+
+def _short_rows(logits: Tensor, dim: int) -> bool:
+    """Tell whether rows of few classes would be reduced, which is slow: take tiles across them."""
+    return logits.shape[dim] < TILED_FROM_CLASSES and logits.nbytes >= TILED_FROM_BYTES
 
 
 def _near_chance(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ Each check is one small function below. Its docstring is the rule, and a failure
 """
 
 import copy
+import inspect
 import itertools
 import math
 import pickle
@@ -71,6 +72,9 @@ def check_loss(
     :class:`lossary.Loss`; claims about calibration and symmetry are checked of losses of (logits,
     class index). Name the checks that a loss is not meant to pass in ``exclude``.
 
+    A module whose buffers change when it is called in training keeps state. It is checked in
+    evaluation mode, where it must not change; checks of their own then look at its training.
+
     Every random number is drawn from seeded generators: a second run finds the same. Each check
     works on its own copy of the loss. ``torch.compiler.reset()`` is called before the loss is
     compiled.
@@ -80,14 +84,14 @@ def check_loss(
         inputs: called as ``inputs(n, dtype, generator)``, returns the inputs of a batch of n
             samples, n = 0 included: a tuple of tensors with the samples along the first axis,
             floating-point ones in ``dtype``. A few samples of a few classes are enough: the time
-            grows with the square of their number.
+            grows with the square of their number. Dataset indices must differ within a batch of 4.
         properties: the claims to test. Default: ``loss.properties()``, where there is such a
             method.
         differentiable: the positions of the inputs that gradients are checked in, and which may
             hold any number. Default: the floating-point inputs that get a gradient. A
             classification loss's target is never scaled.
         exclude: names of checks to leave out, of those in :data:`lossary.testing.CHECKS`.
-        compile: ``False`` leaves out the check of torch.compile, which costs a second or more.
+        compile: ``False`` leaves out the checks of torch.compile, which cost a second or more.
 
     Raises:
         LossCheckError: some check failed. ``failures`` maps its name to what was found.
@@ -118,7 +122,7 @@ def check_loss(
     if unknown := exclude - set(CHECKS):
         raise ValueError(f"exclude: unknown {sorted(unknown)}, expected names of {CHECKS}")
     if not compile:
-        exclude.add("compile_fullgraph")
+        exclude |= {"compile_fullgraph", "state_compiled"}
     subject = _subject(loss, inputs, properties, differentiable)
     names = [n for n, c in _REGISTRY.items() if n not in exclude and c.applies(subject)]
     threads = torch.get_num_threads()
@@ -160,6 +164,8 @@ class _Subject:
     inputs: Inputs
     positions: tuple[int, ...]
     properties: Properties
+    #: Whether a call in training changes the buffers.
+    stateful: bool = False
 
     # Batches.
 
@@ -196,9 +202,14 @@ class _Subject:
     @property
     def free(self) -> tuple[int, ...]:
         """The positions of the inputs that may hold any number."""
+        return tuple(i for i in self.positions if i != self.target_at)
+
+    @property
+    def target_at(self) -> int | None:
+        """The position of the class target, if there is one."""
         if isinstance(self.loss, ClassificationLoss):
-            return self.positions[:1]
-        return self.positions
+            return self.loss._target_at
+        return 1 if self.has_classes else None
 
     @property
     def first(self) -> int:
@@ -250,7 +261,7 @@ class _Subject:
         if not isinstance(loss, ClassificationLoss):
             out = loss.per_sample(*xs)
             return out[1].detach() if isinstance(out, tuple) else torch.ones_like(out)
-        logits, target = xs[:2]
+        logits, target = xs[0], xs[loss._target_at]
         weight = loss.class_weight
         cw = torch.ones(self.num_classes) if weight is None else weight
         cw = cw.to(logits.dtype)
@@ -287,7 +298,8 @@ class _Subject:
     def class_values(self, logits: Tensor) -> Tensor:
         """Return the loss of every row of logits, (rows, K), for every class."""
         if isinstance(self.loss, ClassificationLoss):
-            values: Tensor = self._on_rows().per_sample(logits, None)
+            inputs = self.loss._inputs(logits, None, self.further(len(logits)))
+            values: Tensor = self._on_rows().per_sample(*inputs)
             return values
         rows, num_classes = logits.shape
         columns = [
@@ -295,6 +307,26 @@ class _Subject:
             for k in range(num_classes)
         ]
         return torch.stack(columns, 1)
+
+    def further(self, n: int, logits: Tensor | None = None) -> list[Tensor]:
+        """Return what a class-target loss takes beside logits and target, for n rows of logits.
+
+        With ``logits``, inputs of the same shape are the same numbers.
+        """
+        if not isinstance(self.loss, ClassificationLoss):
+            return []
+        given, *others = self.make(n)
+        del others[self.loss._target_at - 1]
+        rows = []
+        for x in others:
+            if x.shape == given.shape and logits is not None:
+                x = logits
+            elif x.shape == given.shape:
+                x = x.movedim(self.class_axis, -1).reshape(-1, self.num_classes)
+            elif not x.dtype.is_floating_point:
+                x = x.reshape(-1)
+            rows.append(x[:n])
+        return rows
 
     def _on_rows(self) -> ClassificationLoss:
         assert isinstance(self.loss, ClassificationLoss)
@@ -311,12 +343,19 @@ class _Subject:
             generator = torch.Generator().manual_seed(seed)
             num_classes = self.num_classes
             x = torch.randn(n, num_classes, dtype=torch.float64, generator=generator)
-            return x * _spread(scales, x), torch.randint(num_classes, (n,), generator=generator)
+            y = torch.randint(num_classes, (n,), generator=generator)
+            return self.with_target(x * _spread(scales, x), y, self.further(n))
         size = _N if isinstance(self.loss, Loss) and not self.separable else 1
         batches = [self.make(size, seed=seed * n + i) for i in range(n)]
         xs = [torch.stack(x) for x in zip(*batches, strict=True)]
         x = xs.pop(self.first)
         return x * _spread(scales, x), *xs
+
+    def with_target(self, x: Tensor, y: Tensor, further: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the inputs of a loss with a class target, in order."""
+        inputs = [x, *further]
+        inputs.insert(self.target_at or 1, y)
+        return tuple(inputs)
 
     def row_values(self, x: Tensor, *others: Tensor) -> Tensor:
         """Return the loss of every row."""
@@ -349,9 +388,14 @@ class _Subject:
         found = self.properties.counterexamples.get(claim)
         if found is None:
             _fail(f"{claim} is claimed not to hold, but counterexamples[{claim!r}] is missing.")
-        if len(found) != size:
+        rows = [_row(x) for x in found]
+        further = self.further(1)
+        if len(rows) == size - len(further):
+            # What stands behind the target, a dataset index, may be left out.
+            rows += further
+        if len(rows) != size:
             _fail(f"counterexamples[{claim!r}] needs {size} items, has {len(found)}: {found}.")
-        return tuple(_row(x) for x in found)
+        return tuple(rows)
 
 
 def _subject(
@@ -368,7 +412,37 @@ def _subject(
     if properties is None and hasattr(loss, "properties"):
         classes = isinstance(loss, ClassificationLoss)
         properties = loss.properties(subject.num_classes) if classes else loss.properties()
-    return replace(subject, positions=positions, properties=properties or Properties())
+    subject = replace(subject, positions=positions, properties=properties or Properties())
+    subject = replace(subject, stateful=_keeps_state(subject))
+    return replace(subject, loss=_fresh(subject))
+
+
+def _fresh(s: _Subject) -> Callable[..., Tensor]:
+    """Return a copy of the loss, in evaluation mode if calls would change it."""
+    loss = _copied(s.given)
+    return loss.eval() if s.stateful and isinstance(loss, nn.Module) else loss
+
+
+def _keeps_state(s: _Subject) -> bool:
+    loss = _copied(s.given)
+    if not isinstance(loss, nn.Module) or not list(loss.buffers()):
+        return False
+    before = _state_of(loss)
+    try:
+        loss.train()(*s.leaves(s.make()))
+    except Exception:  # the first check will say what it is
+        return False
+    return _changed(before, loss) is not None
+
+
+def _state_of(loss: nn.Module) -> dict[str, Tensor]:
+    return {name: x.detach().clone() for name, x in loss.state_dict().items()}
+
+
+def _changed(before: dict[str, Tensor], loss: nn.Module) -> str | None:
+    """Return the name of a parameter or buffer that is no longer what it was."""
+    now = loss.state_dict()
+    return next((name for name, x in before.items() if not torch.equal(x, now[name])), None)
 
 
 def _differentiable(loss: Callable[..., Tensor], xs: Sequence[Tensor]) -> tuple[int, ...]:
@@ -438,7 +512,7 @@ def _finding(run: Callable[[_Subject], None], subject: _Subject) -> str | None:
     rule = (run.__doc__ or "").partition("\n")[0]
     try:
         torch.default_generator.manual_seed(0)
-        run(replace(subject, loss=_copied(subject.given)))
+        run(replace(subject, loss=_fresh(subject)))
     except _Failure as failure:
         return f"{rule} {failure}"
     except Exception as error:
@@ -629,6 +703,10 @@ def _compile_fullgraph(s: _Subject) -> None:
 @_check("no_host_sync")
 def _no_host_sync(s: _Subject) -> None:
     """Forward and backward run without looking at a value, which on a GPU would wait for it."""
+    _run_without_values(s, s.loss)
+
+
+def _run_without_values(s: _Subject, loss: Callable[..., Tensor]) -> None:
     from torch._subclasses.fake_tensor import (
         DataDependentOutputException,
         DynamicOutputShapeException,
@@ -639,7 +717,7 @@ def _no_host_sync(s: _Subject) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         leaves = s.leaves([mode.from_tensor(x) for x in s.make(dtype=torch.float32)])
         try:
-            s.gradients(s.loss(*leaves), leaves)
+            s.gradients(loss(*leaves), leaves)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             _fail(
                 f"Host sync or data-dependent control flow at {error.func}: look for item(), "
@@ -736,8 +814,12 @@ def _attached_zero(s: _Subject) -> None:
             inf = ", inputs infinite" if batch is lost and s.separable else ""
             what = f"reduction={reduction!r}, weights of {weight.dtype} all 0{inf}"
             _expect_attached_zero(what, s, loss, s.leaves(batch), weight=weight)
-        if isinstance(loss, ClassificationLoss) and not xs[1].dtype.is_floating_point:
-            ignored = s.leaves((xs[0], torch.full_like(xs[1], loss.ignore_index)))
+        if not isinstance(loss, ClassificationLoss):
+            continue
+        at = loss._target_at
+        if not xs[at].dtype.is_floating_point:
+            ignored = s.leaves(xs)
+            ignored[at] = torch.full_like(xs[at], loss.ignore_index)
             what = f"reduction={reduction!r} and all targets ignored"
             _expect_attached_zero(what, s, loss, ignored)
 
@@ -843,6 +925,141 @@ def _pickle(s: _Subject) -> None:
     s.given.load_state_dict(kept)  # the caller's own loss is left as it was
     _compare_all("deepcopy", s.evaluate(xs, copied), want)
     _compare_all("pickle", s.evaluate(xs, pickle.loads(data)), want)
+
+
+# State that training changes.
+
+
+def _is_stateful(s: _Subject) -> bool:
+    return s.stateful
+
+
+def _training(s: _Subject) -> nn.Module:
+    """Return a fresh copy of the loss, in training mode."""
+    loss = copy.deepcopy(s.given)
+    assert isinstance(loss, nn.Module)
+    return loss.train()
+
+
+def _compare_states(what: str, got: nn.Module, want: nn.Module) -> None:
+    """Compare two copies' buffers, which may be kept in float32."""
+    wanted = want.state_dict()
+    for name, x in got.state_dict().items():
+        _compare(f"{what}, {name}", x, wanted[name], rtol=1e-6)
+
+
+@_check("state_inert", _is_stateful)
+def _state_inert(s: _Subject) -> None:
+    """The state stays as it is in evaluation, without gradients, under torch.func, if asked to."""
+    xs = s.make()
+    loss = _training(s)
+
+    def total(*xs: Tensor) -> Tensor:
+        out: Tensor = loss(*xs)
+        return out.sum()
+
+    def without_grad() -> None:
+        with torch.no_grad():
+            loss(*xs)
+
+    attempts: dict[str, Callable[[], object]] = {
+        "in evaluation mode": lambda: loss(*s.leaves(xs)),
+        "under no_grad": without_grad,
+        "under torch.func.grad": lambda: torch.func.grad(total, argnums=s.positions)(*xs),
+        "under vmap": lambda: torch.vmap(total)(*[x.unsqueeze(1) for x in xs]),
+    }
+    if _takes_update(loss):
+        attempts["with update=False"] = lambda: loss(*s.leaves(xs), update=False)
+    for what, attempt in attempts.items():
+        loss.train(what != "in evaluation mode")
+        before = _state_of(loss)
+        attempt()
+        if (name := _changed(before, loss)) is not None:
+            _fail(f"A call {what} changed {name}.")
+
+
+def _takes_update(loss: nn.Module) -> bool:
+    return "update" in inspect.signature(loss.forward).parameters
+
+
+@_check("state_absent", lambda s: s.stateful and _is_separable(s))
+def _state_absent(s: _Subject) -> None:
+    """Samples of weight 0 leave no trace in the state, whatever their inputs hold."""
+    xs = s.make()
+    keep = torch.arange(_N) % 2 == 0
+    alone, beside = _training(s), _training(s)
+    alone(*s.leaves(s.pick(xs, keep)))
+    weight = torch.ones(s.values(xs).shape, dtype=torch.float64)
+    weight[~keep] = 0.0
+    for fill in (0.5, math.nan, math.inf):
+        beside = _training(s)
+        beside(*s.leaves(_spoiled(xs, ~keep, fill)), weight=weight)
+        _compare_states(f"inputs {fill} at weight 0", beside, alone)
+
+
+@_check("state_order", _is_stateful)
+def _state_order(s: _Subject) -> None:
+    """A sample that occurs twice in a batch counts twice: the order of samples means nothing."""
+    first, second = s.make(seed=0), s.make(seed=1)
+    indices = [i for i, x in enumerate(first) if _is_index(s, i, x)]
+    second = [first[i] if i in indices else x for i, x in enumerate(second)]
+    pairs = [
+        [torch.cat(pair) for pair in zip(*batches, strict=True)]
+        for batches in ((first, second), (second, first))
+    ]
+    one, other = _training(s), _training(s)
+    one(*s.leaves(pairs[0]))
+    other(*s.leaves(pairs[1]))
+    _compare_states("the halves of a batch exchanged", one, other)
+
+
+def _is_index(s: _Subject, position: int, x: Tensor) -> bool:
+    return position != s.target_at and not (x.dtype.is_floating_point or x.dtype is torch.bool)
+
+
+@_check("state_resumed", _is_stateful)
+def _state_resumed(s: _Subject) -> None:
+    """Training goes on from a saved state dict as if it had never stopped."""
+    loss, other = _training(s), _training(s)
+    for seed in range(3):
+        loss(*s.leaves(s.make(seed=seed)))
+    other.load_state_dict(_state_of(loss))
+    for seed in range(3, 5):
+        xs = s.make(seed=seed)
+        _compare_all(f"step {seed - 2} after loading", s.evaluate(xs, other), s.evaluate(xs, loss))
+    _compare_states("two steps after loading", other, loss)
+
+
+@_check("state_reset", lambda s: s.stateful and hasattr(s.given, "reset"))
+def _state_reset(s: _Subject) -> None:
+    """reset() forgets all that training did."""
+    loss, other = _training(s), _training(s)
+    loss.reset()  # type: ignore[operator]
+    before = _state_of(loss)
+    for seed in range(3):
+        other(*s.leaves(s.make(seed=seed)))
+    other.reset()  # type: ignore[operator]
+    if (name := _changed(before, other)) is not None:
+        _fail(f"After three batches it does not bring back {name}.")
+
+
+@_check("state_no_host_sync", _is_stateful)
+def _state_no_host_sync(s: _Subject) -> None:
+    """A call in training runs without looking at a value."""
+    _run_without_values(s, _training(s))
+
+
+@_check("state_compiled", _is_stateful)
+def _state_compiled(s: _Subject) -> None:
+    """A compiled call in training, as one graph, changes the state as any other does."""
+    torch.compiler.reset()
+    loss, other = _training(s), _training(s)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    for seed in range(2):
+        xs = s.make(dtype=torch.float32, seed=seed)
+        _compare_all(f"step {seed + 1}", s.evaluate(xs, compiled), s.evaluate(xs, loss), rtol=1e-5)
+    for name, x in other.state_dict().items():
+        _compare(f"compiled, {name}", x, loss.state_dict()[name], rtol=1e-5)
 
 
 # Weights and reductions.
@@ -970,18 +1187,20 @@ def _class_targets(s: _Subject) -> None:
     """per_sample(logits, None) is the value for every class; a one-hot target is its class."""
     loss, axis = s.loss, s.class_axis
     assert isinstance(loss, ClassificationLoss)
-    logits, target = s.make()[:2]
+    logits, *others = s.make()
+    target = others.pop(loss._target_at - 1)
     if target.dtype.is_floating_point:
         target = target.argmax(axis)
     target = target.where(target != loss.ignore_index, 0)
     j = target.unsqueeze(axis)
     first = replace(s, positions=(0,))
-    every = first.evaluate(
-        [logits], lambda f: loss.per_sample(f, None).gather(axis, j).squeeze(axis)
-    )
-    _compare_all(
-        "every class", every, first.evaluate([logits], lambda f: loss.per_sample(f, target))
-    )
+
+    def values(f: Tensor, y: Tensor | None) -> Tensor:
+        out: Tensor = loss.per_sample(*loss._inputs(f, y, others))
+        return out
+
+    every = first.evaluate([logits], lambda f: values(f, None).gather(axis, j).squeeze(axis))
+    _compare_all("every class", every, first.evaluate([logits], lambda f: values(f, target)))
     one_hot = torch.zeros_like(logits).scatter(axis, j, 1.0)
     for reduction, weighted in itertools.product(REDUCTIONS, (False, True)):
         own = s.reduced(reduction)
@@ -989,11 +1208,11 @@ def _class_targets(s: _Subject) -> None:
             own = copy.deepcopy(own)
             own.class_weight = torch.linspace(0.5, 2.0, logits.shape[axis])
         try:
-            soft = first.evaluate([logits, one_hot], own)
+            soft = first.evaluate(loss._inputs(logits, one_hot, others), own)
         except TypeError:  # a loss may do without probabilities
             return
         what = f"reduction={reduction!r}{', class weights' if weighted else ''}, one-hot"
-        _compare_all(what, soft, first.evaluate([logits, target], own))
+        _compare_all(what, soft, first.evaluate(loss._inputs(logits, target, others), own))
 
 
 # Claims. Each is tried at random rows, and from there uphill.
@@ -1070,7 +1289,9 @@ def _rays(s: _Subject) -> tuple[Tensor, ...]:
         return x, *[y.repeat(len(scales), *[1] * (y.dim() - 1)) for y in others]
     k = s.num_classes
     x = torch.cat([torch.eye(k, dtype=torch.float64) * c for c in scales])
-    return x.repeat(k, 1), torch.arange(k).repeat_interleave(len(x))
+    y = torch.arange(k).repeat_interleave(len(x))
+    x = x.repeat(k, 1)
+    return s.with_target(x, y, s.further(len(x), x))
 
 
 def _expect_growth(s: _Subject, name: str, fn: Callable[..., Tensor]) -> None:
@@ -1305,12 +1526,18 @@ def _distributions(num_classes: int, *, spread: bool = False, n: int = 24) -> Te
 def _minimise(s: _Subject, q: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
     """Return what minimises the conditional risk under every row of q, and the least risks.
 
-    From log q, which is right for a proper loss, from two random points, and from ``more``. By
+    From log q, which is right for a proper loss, from two random points, from near each class
+    alone and near q's largest classes alone, because bounded losses are flat in between, and from
+    ``more``. By
     Newton's method for all rows and starts at once, each with its own damping; the curvature comes
     from differences of the gradient, so that the loss need not have a second derivative.
     """
     random = 2.0 * torch.randn(2, *q.shape, dtype=q.dtype, generator=_generator())
-    starts = torch.stack([q.log(), *random, *more])
+    classes = range(q.shape[1])
+    alone = [6.0 * torch.eye(q.shape[1], dtype=q.dtype)[k].expand_as(q) for k in classes]
+    rank = q.argsort(1, descending=True).argsort(1)
+    largest = [q.log().masked_fill(rank >= k, -12.0) for k in classes[2:]]
+    starts = torch.stack([q.log(), *random, *alone, *largest, *more])
     f, qs = starts.flatten(0, 1).clamp(-_BOX, _BOX), q.repeat(len(starts), 1)
     risk = _risk(s, f, qs).detach()
     damping = torch.ones_like(risk)

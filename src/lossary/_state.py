@@ -1,0 +1,103 @@
+"""What a loss remembers of every sample of the dataset: buffers keyed by dataset index."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossary._distributed import gather_rows
+from lossary._softmax import _is_legacy_batched, _is_wrapped, readable
+
+
+class PerSampleState(nn.Module):
+    """Mixin for modules that keep numbers per sample of the dataset.
+
+    The numbers are buffers of shape (num_samples,): they move with the module, and a checkpoint
+    saves and restores them. They are written only in training mode with gradients enabled, outside
+    of torch.func, and where the caller did not say ``update=False``. Samples that occur several
+    times in a batch, over all processes, count with their mean, never with what was written last;
+    every process stores the same.
+    """
+
+    def _add_state(self, name: str, num_samples: object, initial: float) -> None:
+        """Register the buffer ``name``, where every sample begins with ``initial``."""
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int):
+            kind = type(num_samples).__name__
+            raise TypeError(f"num_samples: expected an int, got {kind} ({num_samples!r})")
+        if num_samples < 1:
+            raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+        self.num_samples = num_samples
+        self._initial: dict[str, float] = {**getattr(self, "_initial", {}), name: initial}
+        self.register_buffer(name, torch.full((num_samples,), initial))
+
+    def reset(self) -> None:
+        """Forget what was learnt of every sample."""
+        for name, initial in self._initial.items():
+            buffer = self._buffers[name]
+            assert buffer is not None
+            buffer.fill_(initial)
+
+    def _updates(self, update: bool, x: Tensor) -> bool:
+        """Tell whether this call may write: ``x`` is an input that a transform would wrap."""
+        if not (update and self.training and torch.is_grad_enabled()):
+            return False
+        return torch.compiler.is_compiling() or not (_is_wrapped(x) or _is_legacy_batched(x))
+
+    def _samples(self, index: Any, rows: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the checked index, 0 for samples that are not there, and which are there.
+
+        ``rows`` has the shape that is expected; the target is -1 for samples that are not there.
+        """
+        if not isinstance(index, Tensor):
+            kind = type(index).__name__
+            raise TypeError(f"index: expected a tensor of dataset indices, got {kind}")
+        if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype is torch.bool:
+            raise TypeError(f"index: expected integer dataset indices, got {index.dtype}")
+        if index.shape != rows.shape:
+            raise ValueError(
+                f"index: expected one per sample, shape {tuple(rows.shape)}, "
+                f"got {tuple(index.shape)}"
+            )
+        if index.device != rows.device:
+            raise ValueError(f"index: expected device {rows.device}, got {index.device}")
+        present = torch.ones_like(rows, dtype=torch.bool) if target is None else target >= 0
+        checked = index.long().masked_fill(~present, 0)
+        if readable(checked) and checked.numel():
+            low, high = (int(x) for x in torch.aminmax(checked))
+            if low < 0 or high >= self.num_samples:
+                wrong = low if low < 0 else high
+                raise ValueError(
+                    f"index: expected dataset indices in [0, {self.num_samples}), got {wrong}"
+                )
+        return checked, present
+
+    def _stored(self, name: str, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return what is stored of the samples, in the shape of ``index``."""
+        buffer = self._buffers[name]
+        assert buffer is not None
+        if buffer.device != index.device:
+            raise ValueError(
+                f"index: expected device {buffer.device}, where the state lies (move the loss with "
+                f"to()), got {index.device}"
+            )
+        # A copy: the buffer may be written before backward reads what is returned here.
+        values: Tensor = buffer[index].to(dtype)
+        return values
+
+    def _store(self, name: str, index: Tensor, values: Tensor, present: Tensor) -> Tensor:
+        """Store new values of the samples that are there; return them, duplicates averaged."""
+        buffer = self._buffers[name]
+        assert buffer is not None
+        rows = (index.reshape(-1), values.detach().reshape(-1), present.reshape(-1))
+        every, new, there = gather_rows(*rows)
+        # Occurrences of one index share a slot. All of them write the same number, so that it does
+        # not matter which one is last.
+        slot_of = every.sort().values
+        slot = torch.searchsorted(slot_of, every)
+        count = torch.zeros_like(new).index_add_(0, slot, there.to(new.dtype))
+        total = torch.zeros_like(new).index_add_(0, slot, torch.where(there, new, 0.0))
+        mean = total / count.clamp(min=1.0)
+        kept = torch.where(count[slot] > 0, mean[slot].to(buffer.dtype), buffer[every])
+        buffer.index_copy_(0, every, kept)
+        own = mean[torch.searchsorted(slot_of, rows[0])].view(index.shape)
+        return torch.where(present, own, values.detach())
