@@ -93,6 +93,70 @@ def exact_ldr(z: Tensor, y: Tensor, lam: float = 1.0, softplus: bool = False) ->
     return lam * (torch.logaddexp(t, torch.zeros_like(t)) - math.log(z.shape[1]))
 
 
+def exact_aldr(z: Tensor, y: Tensor) -> Tensor:
+    """Return ALDR-KL after the first step of its temperature, from lam = 1 at alpha = 2."""
+    j = y.unsqueeze(1)
+    k = math.log(z.shape[1])
+    gap = (z - z.gather(1, j) + 0.1).scatter(1, j, 0.0)
+    log_r = gap.detach().log_softmax(1)
+    lam = 1.0 - ((log_r.exp() * log_r).sum(1) + k) / (2.0 * k)
+    return lam * ((gap / lam.unsqueeze(1)).logsumexp(1) - k) - k * (lam - 1.0).square()
+
+
+def exact_hinges(z: Tensor, y: Tensor) -> Tensor:
+    """Return sum_{k != y} max(0, 1 + z_k - z_y)."""
+    j = y.unsqueeze(1)
+    return (z - z.gather(1, j) + 1.0).clamp(min=0.0).scatter(1, j, 0.0).sum(1)
+
+
+def exact_top(z: Tensor, y: Tensor, k: int) -> Tensor:
+    """Return the mean of the k largest of z_k - z_y."""
+    return (z - z.gather(1, y.unsqueeze(1))).topk(k, 1).values.mean(1)
+
+
+def exact_euclidean(z: Tensor, y: Tensor) -> Tensor:
+    """Return max_r <r, w> - (K/2) |r - 1/K|^2 over the simplex, for the gaps w = z - z_y."""
+    w = z - z.gather(1, y.unsqueeze(1))
+    k = z.shape[1]
+    u = (1.0 + w.detach()) / k
+    ordered = u.sort(1, descending=True).values
+    count = torch.arange(1, k + 1, device=z.device)
+    theta = (ordered.cumsum(1) - 1.0) / count
+    size = (ordered > theta).sum(1, keepdim=True)
+    r = (u - theta.gather(1, size - 1)).clamp(min=0.0)
+    return (r * w).sum(1) - k / 2 * (r - 1.0 / k).square().sum(1)
+
+
+def exact_adversarial(z: Tensor, y: Tensor) -> Tensor:
+    """Return cross-entropy plus the norm of the change of the gaps, for the logits times 1.1."""
+    j = y.unsqueeze(1)
+    w = (1.1 * z).detach() - z
+    return exact_ce(z, y) + (w.gather(1, j) - w).square().sum(1).sqrt()
+
+
+def attacked(loss: nn.Module) -> LossFn:
+    """Return a loss with adversarial logits, 1.1 times the logits, made beforehand."""
+    made: dict[int, Tensor] = {}
+
+    def call(f: Tensor, y: Tensor) -> Tensor:
+        if f.data_ptr() not in made:
+            made.clear()
+            made[f.data_ptr()] = 1.1 * f.detach()
+        return loss(f, made[f.data_ptr()], y)
+
+    return call
+
+
+def remembering(loss: nn.Module) -> LossFn:
+    """Return a loss that remembers its samples as one that sees them for the first time."""
+
+    def call(f: Tensor, y: Tensor) -> Tensor:
+        loss.reset()
+        return loss(f, y, torch.arange(len(y), device=f.device))
+
+    return call
+
+
 def published_gce(f: Tensor, y: Tensor) -> Tensor:
     """Return generalised cross-entropy as usually written."""
     p = F.softmax(f, dim=1).gather(1, y.unsqueeze(1)).clamp(min=1e-7)
@@ -129,6 +193,14 @@ def make(reduction: str = "mean") -> dict[str, tuple[LossFn, LossFn]]:
             lossary.GeneralizedCrossEntropyLoss(reduction=r),
             exact_gce,
         ),
+        "TruncatedGCELoss(k=1e-4)": (
+            lossary.TruncatedGCELoss(k=1e-4, reduction=r),
+            lambda z, y: exact_gce(z, y).clamp(max=(1 - 1e-4**0.7) / 0.7),
+        ),
+        "SmoothAdversarialCompSumLoss()": (
+            attacked(lossary.SmoothAdversarialCompSumLoss(reduction=r)),
+            exact_adversarial,
+        ),
         "MulticlassMAELoss()": (
             lossary.MulticlassMAELoss(reduction=r),
             lambda z, y: exact_sce(z, y, 0, 1),
@@ -143,6 +215,13 @@ def make(reduction: str = "mean") -> dict[str, tuple[LossFn, LossFn]]:
             lossary.LDRKLLoss(math.inf, reduction=r),
             lambda z, y: exact_ldr(z, y, math.inf),
         ),
+        "ALDRKLLoss(n)": (remembering(lossary.ALDRKLLoss(4096, reduction=r)), exact_aldr),
+        'LDRLoss(divergence="euclidean")': (
+            lossary.LDRLoss(divergence="euclidean", reduction=r),
+            exact_euclidean,
+        ),
+        "LDRLoss(topk=5)": (lossary.LDRLoss(topk=5, reduction=r), lambda z, y: exact_top(z, y, 5)),
+        "WestonWatkinsLoss()": (lossary.WestonWatkinsLoss(reduction=r), exact_hinges),
         "ReverseCrossEntropyLoss()": (
             lossary.ReverseCrossEntropyLoss(reduction=r),
             lambda z, y: exact_sce(z, y, 0, 4),

@@ -13,13 +13,19 @@ from typing import Any
 import torch
 
 from lossary import (
+    ALDRKLLoss,
     CompSumLoss,
+    CrammerSingerLoss,
     GeneralizedCrossEntropyLoss,
     LDRKLLoss,
+    LDRLoss,
     Loss,
     MulticlassMAELoss,
     ReverseCrossEntropyLoss,
+    SmoothAdversarialCompSumLoss,
     SymmetricCrossEntropyLoss,
+    TruncatedGCELoss,
+    WestonWatkinsLoss,
 )
 
 NAN, INF = math.nan, math.inf
@@ -96,11 +102,11 @@ def hyper(
     return Row(id, argument, says, error, loss, {argument: value, **others})
 
 
-def not_numbers(loss: type[Loss], argument: str) -> tuple[Row, ...]:
+def not_numbers(loss: type[Loss], argument: str, **others: Any) -> tuple[Row, ...]:
     """What no numeric hyper-parameter takes."""
     what = {"bool": True, "str": "1.0", "NoneType": None, "list": [1.0], "complex": 1j}
     return tuple(
-        hyper(loss, argument, value, "expected a number", name, error=TypeError, id=name)
+        hyper(loss, argument, value, "expected a number", name, error=TypeError, id=name, **others)
         for name, value in what.items()
     )
 
@@ -248,8 +254,43 @@ COMMON = (
 )  # fmt: skip
 
 
-def ldr_margin(id: str, says: tuple[str, ...], margin: Any, error=ValueError) -> Row:
-    return Row(f"LDRKLLoss_margin_{id}", "margin", says, error, LDRKLLoss, {"margin": margin})
+def ldr_margins(loss: type[Loss], *further: Any, **others: Any) -> tuple[Row, ...]:
+    """What no loss with a margin takes; ``further`` is what it takes beside logits and target."""
+
+    def margin(id: str, says: tuple[str, ...], margin: Any, error=ValueError) -> Row:
+        options = {"margin": margin, **others}
+        return Row(f"{loss.__name__}_margin_{id}", "margin", says, error, loss, options)
+
+    def called(id: str, says: tuple[str, ...], margin: Any, target: torch.Tensor) -> Row:
+        options = {"margin": margin, **others}
+        name = f"{loss.__name__}_margin_{id}"
+        inputs = (LOGITS, target, *further)
+        return Row(name, "margin", says, loss=loss, options=options, inputs=inputs)
+
+    return (
+        *not_numbers(loss, "margin", **others),
+        hyper(loss, "margin", -0.1, "[0, inf)", "-0.1", **others),
+        hyper(loss, "margin", NAN, "[0, inf)", "nan", **others),
+        hyper(loss, "margin", INF, "[0, inf)", "inf", **others),
+        margin("0_dim_tensor", ("(K,)", "(K, K)", "()"), torch.tensor(0.1)),
+        margin("3_dim", ("(K,)", "(K, K)", "(3, 3, 3)"), torch.zeros(3, 3, 3)),
+        margin("not_square", ("(K,)", "(K, K)", "(2, 3)"), torch.ones(2, 3)),
+        margin("one_class", ("(K,)", "(1,)"), torch.ones(1)),
+        margin("one_class_square", ("(K, K)", "(1, 1)"), torch.zeros(1, 1)),
+        margin("int_tensor", ("float", "int64"), torch.ones(3).long(), TypeError),
+        margin("complex_tensor", ("float", "complex64"), torch.ones(3) + 0j, TypeError),
+        margin("negative_entry", (">= 0", "-0.5"), torch.tensor([0.1, -0.5, 1.0])),
+        margin("nan_entry", (">= 0", "nan"), torch.tensor([0.1, NAN, 1.0])),
+        margin("inf_entry", ("finite", "inf"), torch.tensor([0.1, INF, 1.0])),
+        margin("diagonal", ("zero diagonal", "0.25"), torch.full((3, 3), 0.25)),
+        called("other_classes", ("3 classes", "(4,)"), torch.ones(4), TARGET),
+        called("matrix_other_classes", ("3 classes", "(2, 2)"), 1 - torch.eye(2), TARGET),
+    )
+
+
+def adversarial(id: str, says: tuple[str, ...], *inputs: Any, error=ValueError, **o: Any) -> Row:
+    name = f"SmoothAdversarialCompSumLoss_adv_logits_{id}"
+    return Row(name, "adv_logits", says, error, SmoothAdversarialCompSumLoss, o, inputs)
 
 
 FAMILIES = (
@@ -260,6 +301,44 @@ FAMILIES = (
     hyper(CompSumLoss, "tau", -INF, "[0, inf", "-inf"),
     hyper(CompSumLoss, "tau", INF, "inf)", "got inf"),
     hyper(CompSumLoss, "tau", torch.tensor(1.0), "a number", "Tensor", error=TypeError),
+    *(
+        row
+        for name in ("tau", "rho", "nu")
+        for low in ("(0" if name == "rho" else "[0",)
+        for row in (
+            *not_numbers(SmoothAdversarialCompSumLoss, name),
+            hyper(SmoothAdversarialCompSumLoss, name, -0.5, low, "-0.5"),
+            hyper(SmoothAdversarialCompSumLoss, name, NAN, low, "nan"),
+            hyper(SmoothAdversarialCompSumLoss, name, INF, "inf)", "got inf"),
+        )
+    ),
+    hyper(SmoothAdversarialCompSumLoss, "rho", 0.0, "(0, inf)", "got 0.0"),
+    adversarial("none", ("a tensor", "NoneType"), LOGITS, None, TARGET, error=TypeError),
+    adversarial("list", ("a tensor", "list"), LOGITS, LOGITS.tolist(), TARGET, error=TypeError),
+    adversarial("int", ("float32", "int64"), LOGITS, LOGITS.long(), TARGET, error=TypeError),
+    adversarial("double", ("float32", "float64"), LOGITS, LOGITS.double(), TARGET, error=TypeError),
+    adversarial("single", ("float64", "float32"), LOGITS.double(), LOGITS, TARGET, error=TypeError),
+    adversarial("double_soft", ("float32", "float64"), LOGITS, LOGITS.double(), PROBABILITIES,
+                error=TypeError),
+    adversarial("other_device", ("device cpu", "meta"), LOGITS, LOGITS.to("meta"), TARGET),
+    adversarial("other_N", ("(4, 3)", "(4, M, 3)", "got (3, 3)"), LOGITS, LOGITS[:3], TARGET),
+    adversarial("one_row", ("(4, 3)", "got (1, 3)"), LOGITS, LOGITS[:1], TARGET),
+    adversarial("other_K", ("(4, 3)", "got (4, 2)"), LOGITS, LOGITS[:, :2], TARGET),
+    adversarial("other_K_soft", ("(4, 3)", "got (4, 2)"), LOGITS, LOGITS[:, :2], PROBABILITIES),
+    adversarial("other_N_nu_0", ("(4, 3)", "got (3, 3)"), LOGITS, LOGITS[:3], TARGET, nu=0.0),
+    adversarial("0_dim", ("(4, 3)", "got ()"), LOGITS, LOGITS[0, 0], TARGET),
+    adversarial("1_dim", ("(4, 3)", "got (3,)"), LOGITS, LOGITS[0], TARGET),
+    adversarial("4_dim", ("(4, M, 3)", "got (4, 1, 1, 3)"), LOGITS, LOGITS[:, None, None], TARGET),
+    adversarial("candidates_first", ("(4, M, 3)", "got (2, 4, 3)"), LOGITS,
+                torch.stack((LOGITS, LOGITS)), TARGET),
+    adversarial("candidates_last", ("(4, M, 3)", "got (4, 3, 2)"), LOGITS,
+                torch.stack((LOGITS, LOGITS), 2), TARGET),
+    adversarial("no_candidate", ("M >= 1", "got (4, 0, 3)"), LOGITS, LOGITS[:, None][:, :0],
+                TARGET),
+    adversarial("candidates_class_dim", ("(M, 4, 3)", "got (4, 2, 3)"), LOGITS,
+                torch.stack((LOGITS, LOGITS), 1), TARGET[:3], class_dim=0),
+    Row("SmoothAdversarialCompSumLoss_adv_logits_missing", None, ("target",), TypeError,
+        SmoothAdversarialCompSumLoss, {}, (LOGITS, TARGET)),
     *not_numbers(GeneralizedCrossEntropyLoss, "q"),
     hyper(GeneralizedCrossEntropyLoss, "q", -0.1, "[0, 1]", "-0.1"),
     hyper(GeneralizedCrossEntropyLoss, "q", 1.0000001, "[0, 1]", "1.0000001"),
@@ -294,27 +373,7 @@ FAMILIES = (
     *not_numbers(LDRKLLoss, "lam"),
     hyper(LDRKLLoss, "lam", -1.0, "[0, inf]", "-1.0"),
     hyper(LDRKLLoss, "lam", NAN, "[0, inf]", "nan"),
-    *not_numbers(LDRKLLoss, "margin"),
-    hyper(LDRKLLoss, "margin", -0.1, "[0, inf)", "-0.1"),
-    hyper(LDRKLLoss, "margin", NAN, "[0, inf)", "nan"),
-    hyper(LDRKLLoss, "margin", INF, "[0, inf)", "inf"),
-    ldr_margin("0_dim_tensor", ("(K,)", "(K, K)", "()"), torch.tensor(0.1)),
-    ldr_margin("3_dim", ("(K,)", "(K, K)", "(3, 3, 3)"), torch.zeros(3, 3, 3)),
-    ldr_margin("not_square", ("(K,)", "(K, K)", "(2, 3)"), torch.ones(2, 3)),
-    ldr_margin("one_class", ("(K,)", "(1,)"), torch.ones(1)),
-    ldr_margin("one_class_square", ("(K, K)", "(1, 1)"), torch.zeros(1, 1)),
-    ldr_margin("int_tensor", ("float", "int64"), torch.ones(3).long(), TypeError),
-    ldr_margin("complex_tensor", ("float", "complex64"), torch.ones(3) + 0j, TypeError),
-    ldr_margin("negative_entry", (">= 0", "-0.5"), torch.tensor([0.1, -0.5, 1.0])),
-    ldr_margin("nan_entry", (">= 0", "nan"), torch.tensor([0.1, NAN, 1.0])),
-    ldr_margin("inf_entry", ("finite", "inf"), torch.tensor([0.1, INF, 1.0])),
-    ldr_margin("diagonal", ("zero diagonal", "0.25"), torch.full((3, 3), 0.25)),
-    Row("LDRKLLoss_margin_other_classes", "margin", ("3 classes", "(4,)"), loss=LDRKLLoss,
-        options={"margin": torch.ones(4)}, inputs=(LOGITS, TARGET)),
-    Row("LDRKLLoss_margin_matrix_other_classes", "margin", ("3 classes", "(2, 2)"),
-        loss=LDRKLLoss, options={"margin": 1 - torch.eye(2)}, inputs=(LOGITS, TARGET)),
-    Row("LDRKLLoss_margin_other_classes_soft", "margin", ("3 classes", "(4,)"), loss=LDRKLLoss,
-        options={"margin": torch.ones(4)}, inputs=(LOGITS, PROBABILITIES)),
+    *ldr_margins(LDRKLLoss),
     Row("LDRKLLoss_margin_other_classes_lam_inf", "margin", ("3 classes", "(4, 4)"),
         loss=LDRKLLoss, options={"lam": INF, "margin": 1 - torch.eye(4)},
         inputs=(LOGITS, PROBABILITIES)),
@@ -322,4 +381,65 @@ FAMILIES = (
     hyper(LDRKLLoss, "normalize", "L1", "'l1'", "'L1'"),
     hyper(LDRKLLoss, "normalize", True, "'l1'", "True"),
     hyper(LDRKLLoss, "normalize", "", "None", "''", id="empty"),
+    *not_numbers(LDRLoss, "lam"),
+    hyper(LDRLoss, "lam", -1.0, "[0, inf]", "-1.0"),
+    hyper(LDRLoss, "lam", NAN, "[0, inf]", "nan"),
+    hyper(LDRLoss, "lam", -1.0, "[0, inf]", "-1.0", id="-1_topk", topk=2),
+    *ldr_margins(LDRLoss, divergence="euclidean"),
+    hyper(LDRLoss, "divergence", "l2", "'kl', 'euclidean'", "'l2'"),
+    hyper(LDRLoss, "divergence", "KL", "'kl'", "'KL'"),
+    hyper(LDRLoss, "divergence", None, "'kl'", "None"),
+    hyper(LDRLoss, "topk", 0, "at least 1", "got 0"),
+    hyper(LDRLoss, "topk", -2, "at least 1", "got -2"),
+    hyper(LDRLoss, "topk", 2.0, "an int", "float", "2.0", error=TypeError),
+    hyper(LDRLoss, "topk", True, "an int", "bool", error=TypeError),
+    hyper(LDRLoss, "topk", "2", "an int", "str", error=TypeError, id="str"),
+    Row("LDRLoss_topk_4_of_3", "topk", ("at most 3", "number of classes", "got 4"), loss=LDRLoss,
+        options={"topk": 4}, inputs=(LOGITS, TARGET)),
+    Row("LDRLoss_topk_4_of_3_soft", "topk", ("at most 3", "got 4"), loss=LDRLoss,
+        options={"topk": 4}, inputs=(LOGITS, PROBABILITIES)),
+    *ldr_margins(CrammerSingerLoss),
+    *ldr_margins(WestonWatkinsLoss),
+    hyper(WestonWatkinsLoss, "normalize", "none", "'sum', 'mean'", "'none'"),
+    hyper(WestonWatkinsLoss, "normalize", None, "'sum'", "None"),
+    hyper(WestonWatkinsLoss, "normalize", "Mean", "'mean'", "'Mean'"),
+    *not_numbers(TruncatedGCELoss, "q"),
+    hyper(TruncatedGCELoss, "q", -0.1, "[0, 1]", "-0.1"),
+    hyper(TruncatedGCELoss, "q", 1.1, "[0, 1]", "1.1"),
+    *not_numbers(TruncatedGCELoss, "k"),
+    hyper(TruncatedGCELoss, "k", -0.1, "[0, 1)", "-0.1"),
+    hyper(TruncatedGCELoss, "k", 1.0, "[0, 1)", "1.0"),
+    hyper(TruncatedGCELoss, "k", NAN, "[0, 1)", "nan"),
+    hyper(TruncatedGCELoss, "mode", "cut", "'clamp', 'prune'", "'cut'"),
+    hyper(TruncatedGCELoss, "mode", None, "'clamp', 'prune'", "None"),
+    hyper(TruncatedGCELoss, "num_samples", 5, "None", "'clamp'", "5", error=TypeError),
+    hyper(TruncatedGCELoss, "num_samples", None, "an int", "NoneType", error=TypeError,
+          mode="prune", id="missing"),
+    Row("TruncatedGCELoss_index_clamp", "index", ("None", "'clamp'"), TypeError, TruncatedGCELoss,
+        {}, (LOGITS, TARGET, TARGET)),
+    Row("TruncatedGCELoss_index_missing", "index", ("a tensor", "NoneType"), TypeError,
+        TruncatedGCELoss, {"mode": "prune", "num_samples": 5}, (LOGITS, TARGET)),
+    *(
+        row
+        for name in ("lam", "alpha", "prob_eps")
+        for row in not_numbers(ALDRKLLoss, name, num_samples=5)
+    ),
+    hyper(ALDRKLLoss, "lam", 0.0, "(0, inf)", "0.0", num_samples=5),
+    hyper(ALDRKLLoss, "lam", INF, "(0, inf)", "inf", num_samples=5),
+    hyper(ALDRKLLoss, "alpha", 1.0, "(1, inf)", "1.0", num_samples=5),
+    hyper(ALDRKLLoss, "alpha", NAN, "(1, inf)", "nan", num_samples=5),
+    hyper(ALDRKLLoss, "prob_eps", -1e-5, "[0, inf)", "-1e-05", num_samples=5),
+    hyper(ALDRKLLoss, "n_iter", 0, "at least 1", "0", num_samples=5),
+    hyper(ALDRKLLoss, "n_iter", 1.0, "an int", "float", error=TypeError, num_samples=5),
+    hyper(ALDRKLLoss, "n_iter", True, "an int", "bool", error=TypeError, num_samples=5),
+    hyper(ALDRKLLoss, "margin_in_update", None, "True, False", "None", num_samples=5),
+    hyper(ALDRKLLoss, "normalize", "l2", "'softplus-l1'", "'l2'", num_samples=5),
+    hyper(ALDRKLLoss, "num_samples", 0, "at least 1", "0"),
+    hyper(ALDRKLLoss, "num_samples", 1.0, "an int", "float", error=TypeError),
+    *ldr_margins(ALDRKLLoss, torch.arange(N), num_samples=5),
+    *(
+        Row(f"{loss.__name__}_margin_other_classes_soft", "margin", ("3 classes", "(4,)"),
+            loss=loss, options={"margin": torch.ones(4)}, inputs=(LOGITS, PROBABILITIES))
+        for loss in (LDRKLLoss, LDRLoss, CrammerSingerLoss, WestonWatkinsLoss)
+    ),
 )  # fmt: skip

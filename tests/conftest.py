@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 import torch
 
-from lossary import _softmax
+from lossary import _residual, _softmax
 
 hypothesis.settings.register_profile(
     "default", max_examples=15, derandomize=True, deadline=None, database=None
@@ -48,6 +48,8 @@ def tiles(monkeypatch):
     monkeypatch.setattr(_softmax, "TILED_FROM_BYTES", 0)
     monkeypatch.setattr(_softmax, "TILED_FROM_CLASSES", 0)
     monkeypatch.setattr(_softmax, "TILE_BYTES", {"cpu": 200, "other": 200})
+    monkeypatch.setattr(_residual, "TILED_FROM_BYTES", 0)
+    monkeypatch.setattr(_residual, "TILE_BYTES", {"cpu": 200, "other": 200})
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.autograd import Function
 
-from cases import labels
+from cases import REMEMBERED, indexed, labels
 from lossary import (
     ClassificationLoss,
     CompSumLoss,
@@ -28,6 +28,8 @@ from lossary import (
     SymmetricCrossEntropyLoss,
     testing,
 )
+from lossary._numerics import softplus
+from lossary._state import PerSampleState
 from lossary.testing import CHECKS, LossCheckError, check_loss
 
 
@@ -131,6 +133,29 @@ class Hinge(ClassificationLoss):
         return Properties(smoothness=0)
 
 
+class Remembering(ClassificationLoss, PerSampleState):
+    """Cross-entropy, weighted by what it was for the sample so far."""
+
+    def __init__(self):
+        super().__init__()
+        self._add_state("mean", REMEMBERED, 1.0)
+
+    def per_sample(self, logits, target, index, update=True):
+        axis = self._class_axis(logits)
+        values = softplus(self.log_odds(logits, target))
+        index, present = self._samples(index, logits.select(axis, 0), target)
+        mean = self._stored("mean", index, values.dtype)
+        if target is not None and self._updates(update, logits):
+            mean = self.renewed(mean, values.detach(), index, present)
+        return values / (1.0 + (mean if target is not None else mean.unsqueeze(axis)))
+
+    def renewed(self, mean, values, index, present):
+        return self._store("mean", index, 0.5 * mean + 0.5 * values, present)
+
+    def expected(self, *inputs):
+        raise TypeError("target: expected class indices, got probabilities")
+
+
 def cross_entropy(logits, target):
     (logits,) = wide(logits)
     chosen = logits.gather(1, target.unsqueeze(1)).squeeze(1)
@@ -152,6 +177,7 @@ CROSS_ENTROPY = CompSumLoss().properties(5)
         (Centred(), pairs),
         (Masked(), pairs),
         (Hinge(), labels),
+        (Remembering(), indexed(labels)),
     ],
 )
 def test_good_losses_pass(loss, inputs):
@@ -456,7 +482,76 @@ class SoftWithoutClassWeight(CrossEntropy):
 
 
 #: loss, inputs, the failures that must be among those found, and whether there may be others.
+class RemembersInEvaluation(Remembering):
+    def train(self, mode=True):
+        return super().train(True)
+
+
+class RemembersWithoutGradients(Remembering):
+    def _updates(self, update, x):
+        with torch.enable_grad():
+            return super()._updates(update, x)
+
+
+class RemembersUnderTransforms(Remembering):
+    def _updates(self, update, x):
+        return update and self.training and torch.is_grad_enabled()
+
+
+class RemembersAgainstAdvice(Remembering):
+    def _updates(self, update, x):
+        return super()._updates(True, x)
+
+
+class RemembersTheAbsent(Remembering):
+    def renewed(self, mean, values, index, present):
+        return super().renewed(mean, values, index, torch.ones_like(present))
+
+
+class RemembersTheLast(Remembering):
+    def renewed(self, mean, values, index, present):
+        new = torch.where(present, 0.5 * mean + 0.5 * values, mean)
+        self.mean.scatter_(0, index, new.to(self.mean.dtype))
+        return new
+
+
+class CountsOutsideOfTheState(Remembering):
+    calls = 0
+
+    def renewed(self, mean, values, index, present):
+        self.calls += 1
+        return super().renewed(mean / self.calls, values, index, present)
+
+
+class ForgetsToForget(Remembering):
+    def reset(self):
+        pass
+
+
+class LooksWhileItLearns(Remembering):
+    def renewed(self, mean, values, index, present):
+        if float(values.sum()) > 1e9:
+            values = torch.zeros_like(values)
+        return super().renewed(mean, values, index, present)
+
+
+class LearnsUncompiled(Remembering):
+    def _updates(self, update, x):
+        return not torch.compiler.is_compiling() and super()._updates(update, x)
+
+
+remembered = indexed(labels)
 BROKEN = [
+    (RemembersInEvaluation(), remembered, {"state_inert"}, True),
+    (RemembersWithoutGradients(), remembered, {"state_inert"}, False),
+    (RemembersUnderTransforms(), remembered, {"state_inert"}, False),
+    (RemembersAgainstAdvice(), remembered, {"state_inert"}, False),
+    (RemembersTheAbsent(), remembered, {"state_absent"}, False),
+    (RemembersTheLast(), remembered, {"state_order"}, True),
+    (CountsOutsideOfTheState(), remembered, {"state_resumed"}, False),
+    (ForgetsToForget(), remembered, {"state_reset"}, False),
+    (LooksWhileItLearns(), remembered, {"state_no_host_sync"}, False),
+    (LearnsUncompiled(), remembered, {"state_compiled"}, False),
     (detached, pairs, {"runs"}, False),
     (raises, pairs, {"runs"}, False),
     (nan_everywhere, pairs, {"runs"}, False),
@@ -509,7 +604,8 @@ BROKEN = [
     ids=[getattr(loss, "__name__", type(loss).__name__) for loss, *_ in BROKEN],
 )
 def test_a_broken_loss_fails(loss, inputs, expected, more):
-    failures = found(loss, inputs, compile=expected == {"compile_fullgraph"})
+    compile = bool(expected & {"compile_fullgraph", "state_compiled"})
+    failures = found(loss, inputs, compile=compile)
     assert failures.keys() >= expected if more else failures.keys() == expected
 
 

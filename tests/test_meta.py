@@ -24,6 +24,9 @@ LOSSES = [
     and issubclass(getattr(lossary, name), Loss)
     and getattr(lossary, name) not in (Loss, lossary.ClassificationLoss)
 ]
+FUNCTIONS = [
+    getattr(lossary, name) for name in lossary.__all__ if inspect.isfunction(getattr(lossary, name))
+]
 SECTIONS = (
     ".. math::",
     "Args:",
@@ -35,6 +38,12 @@ SECTIONS = (
     "Example:",
     ">>> ",
 )
+OF_FUNCTIONS = tuple(s for s in SECTIONS if s not in ("Shape:", "Properties:", "Limits:"))
+
+
+def test_every_public_name_is_a_loss_a_function_or_part_of_the_base():
+    rest = {Loss, lossary.ClassificationLoss, Properties, lossary.testing}
+    assert {getattr(lossary, name) for name in lossary.__all__} - rest == {*LOSSES, *FUNCTIONS}
 
 
 def test_all_is_sorted_and_everything_in_it_exists():
@@ -65,26 +74,28 @@ def test_every_loss_declares_its_properties_with_their_source(loss):
     assert properties.source
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_every_docstring_is_a_full_reference(loss):
-    lines = inspect.getdoc(loss).splitlines()
+@pytest.mark.parametrize("public", LOSSES + FUNCTIONS)
+def test_every_docstring_is_a_full_reference(public):
+    doc = inspect.getdoc(public)
+    lines = doc.splitlines()
     assert lines[0].endswith(".")
     assert lines[1] == ""
-    assert [s for s in SECTIONS if s not in inspect.getdoc(loss)] == []
-    assert re.search(r"\b(19|20)\d\d\b", inspect.getdoc(loss).split("Reference:")[1])
+    sections = SECTIONS if public in LOSSES else OF_FUNCTIONS
+    assert [s for s in sections if s not in doc] == []
+    assert re.search(r"\b(19|20)\d\d\b", doc.split("Reference:")[1])
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_every_argument_is_documented(loss):
-    arguments = inspect.getdoc(loss).split("Args:")[1].split("Shape:")[0]
-    for name in inspect.signature(loss).parameters:
+@pytest.mark.parametrize("public", LOSSES + FUNCTIONS)
+def test_every_argument_is_documented(public):
+    arguments = re.split(r"\n[A-Z]\w+:\n", inspect.getdoc(public).split("Args:")[1])[0]
+    for name in inspect.signature(public).parameters:
         assert re.search(rf"\b{name}\b", arguments), name
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_readme_and_changelog_name_every_loss(loss):
+@pytest.mark.parametrize("public", LOSSES + FUNCTIONS)
+def test_readme_and_changelog_name_it(public):
     for page in ("README.md", "CHANGELOG.md"):
-        assert f"`{loss.__name__}`" in (ROOT / page).read_text(), page
+        assert re.search(rf"\b{public.__name__}\b", (ROOT / page).read_text()), page
 
 
 def test_the_library_needs_torch_alone():
@@ -153,7 +164,9 @@ def test_the_readme_examples_print_what_they_show(monkeypatch):
     assert runner.summarize(verbose=False).failed == 0
 
 
-@pytest.mark.parametrize("arguments", [["swap.py"], ["noisy_labels.py", "--smoke"]])
+@pytest.mark.parametrize(
+    "arguments", [["swap.py"], ["noisy_labels.py", "--smoke"], ["outliers.py", "--smoke"]]
+)
 def test_examples_run(arguments, tmp_path):
     name, *options = arguments
     run = subprocess.run(
@@ -164,9 +177,9 @@ def test_examples_run(arguments, tmp_path):
         timeout=300,
     )
     assert run.returncode == 0, run.stderr
-    if name == "noisy_labels.py":
-        assert "MulticlassMAELoss" in run.stdout
-        assert (tmp_path / "noisy_labels.png").stat().st_size > 10_000
+    if name != "swap.py":
+        assert {"noisy_labels.py": "MulticlassMAELoss", "outliers.py": "Cauchy"}[name] in run.stdout
+        assert (tmp_path / name).with_suffix(".png").stat().st_size > 10_000
     else:
         accuracy = float(re.search(r"accuracy: ([\d.]+)%", run.stdout).group(1))
         assert accuracy > 90

@@ -12,6 +12,7 @@ after the last epoch) and saves a plot. Besides lossary it needs scikit-learn, m
 """
 
 import argparse
+from collections.abc import Callable
 from itertools import pairwise
 
 import matplotlib
@@ -24,18 +25,25 @@ from tqdm import tqdm
 
 import lossary
 
-# Published or default settings, not tuned here. All are called as criterion(logits, target).
-LOSSES: dict[str, nn.Module] = {
-    "CrossEntropyLoss()": nn.CrossEntropyLoss(),
-    "LDRKLLoss(lam=1, margin=0.1)": lossary.LDRKLLoss(lam=1.0, margin=0.1),
-    'LDRKLLoss(lam=10, margin=0.1, normalize="softplus")': lossary.LDRKLLoss(
+# Published or default settings, not tuned here. All are called as criterion(logits, target); those
+# that remember each sample of the training set, n in number, also get its index.
+LOSSES: dict[str, Callable[[int], nn.Module]] = {
+    "CrossEntropyLoss()": lambda n: nn.CrossEntropyLoss(),
+    "LDRKLLoss(lam=1, margin=0.1)": lambda n: lossary.LDRKLLoss(lam=1.0, margin=0.1),
+    'LDRKLLoss(lam=10, margin=0.1, normalize="softplus")': lambda n: lossary.LDRKLLoss(
         lam=10.0, margin=0.1, normalize="softplus"
     ),
-    "SymmetricCrossEntropyLoss(alpha=0.1, beta=1)": lossary.SymmetricCrossEntropyLoss(
+    'ALDRKLLoss(n, lam=1, margin=0.1, normalize="softplus")': lambda n: lossary.ALDRKLLoss(
+        n, lam=1.0, margin=0.1, normalize="softplus", margin_in_update=False, prob_eps=1e-5
+    ),
+    "SymmetricCrossEntropyLoss(alpha=0.1, beta=1)": lambda n: lossary.SymmetricCrossEntropyLoss(
         alpha=0.1, beta=1.0
     ),
-    "GeneralizedCrossEntropyLoss(q=0.7)": lossary.GeneralizedCrossEntropyLoss(q=0.7),
-    "MulticlassMAELoss()": lossary.MulticlassMAELoss(),
+    "GeneralizedCrossEntropyLoss(q=0.7)": lambda n: lossary.GeneralizedCrossEntropyLoss(q=0.7),
+    'TruncatedGCELoss(q=0.7, k=0.5, mode="prune")': lambda n: lossary.TruncatedGCELoss(
+        q=0.7, k=0.5, mode="prune", num_samples=n
+    ),
+    "MulticlassMAELoss()": lambda n: lossary.MulticlassMAELoss(),
 }
 
 # The digit that each digit is mistaken for under class-dependent noise:
@@ -51,6 +59,15 @@ TRAIN_SIZE = 1200
 BATCH_SIZE = 120
 LAYERS = (64, 128, 128, 10)
 LEARNING_RATE = 1e-3
+
+
+def prunes(epoch: int, epochs: int) -> bool:
+    """Whether truncated GCE decides now which samples to leave out: the authors' schedule.
+
+    Every 10 epochs after the first third of the training.
+    """
+    return epoch >= epochs // 3 and epoch % 10 == 0
+
 
 NOTES = """\
 Notes on the default run
@@ -129,19 +146,31 @@ def predict(parameters: list[Tensor], images: Tensor) -> Tensor:
 
 
 def train(
-    criterion: nn.Module, conditions: list[Condition], seeds: int, epochs: int, progress: tqdm
+    make_criterion: Callable[[int], nn.Module],
+    conditions: list[Condition],
+    seeds: int,
+    epochs: int,
+    progress: tqdm,
 ) -> Tensor:
     """Train one network per run and return the clean test accuracies (conditions, seeds) in %."""
     train_images, train_labels, test_images, test_labels = make_data(conditions, seeds)
     parameters = make_weights(len(conditions), seeds)
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
     runs = torch.arange(len(train_labels)).unsqueeze(1)
+    criterion = make_criterion(train_labels.numel())  # all runs in one: each has its own samples
+    remembers = isinstance(criterion, lossary.ALDRKLLoss | lossary.TruncatedGCELoss)
     generators = [generator("batches", seed) for seed in range(seeds)]
-    for _ in range(epochs):
+    for epoch in range(epochs):
+        if isinstance(criterion, lossary.TruncatedGCELoss) and prunes(epoch, epochs):
+            every = torch.arange(train_labels.numel())
+            with torch.no_grad():
+                logits = predict(parameters, train_images)
+            criterion.prune(logits.flatten(0, 1), train_labels.flatten(), every)
         order = torch.stack([torch.randperm(TRAIN_SIZE, generator=g) for g in generators])
         for batch in order.repeat(len(conditions), 1).split(BATCH_SIZE, dim=1):
             logits = predict(parameters, train_images[runs, batch])
-            loss = criterion(logits.flatten(0, 1), train_labels[runs, batch].flatten())
+            index = ((runs * TRAIN_SIZE + batch).flatten(),) if remembers else ()
+            loss = criterion(logits.flatten(0, 1), train_labels[runs, batch].flatten(), *index)
             optimizer.zero_grad()
             # The mean runs over all networks together; times their number, each gets its own mean.
             (loss * len(runs)).backward()
@@ -174,7 +203,17 @@ def markdown_table(conditions: list[Condition], results: dict[str, Tensor]) -> s
 
 def plot(conditions: list[Condition], results: dict[str, Tensor], path: str) -> None:
     """Two panels, one per kind of noise: clean test accuracy against the noise rate."""
-    colours = ("#000000", "#56B4E9", "#0072B2", "#009E73", "#E69F00", "#D55E00")  # Okabe and Ito
+    # Okabe and Ito's colours, and a grey.
+    colours = [
+        "#000000",
+        "#56B4E9",
+        "#0072B2",
+        "#CC79A7",
+        "#009E73",
+        "#E69F00",
+        "#999999",
+        "#D55E00",
+    ]
     matplotlib.rcParams.update(
         {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}
     )
@@ -185,12 +224,12 @@ def plot(conditions: list[Condition], results: dict[str, Tensor], path: str) -> 
         rates = torch.tensor([conditions[i][1] for i in columns])
         for i, (name, accuracies) in enumerate(results.items()):
             panel.errorbar(
-                rates + 0.7 * (i - 2.5),  # side by side, so that no bar hides another
+                rates + 0.6 * (i - 3.5),  # side by side, so that no bar hides another
                 accuracies[columns].mean(dim=1),
                 spread(accuracies[columns]),
                 label=name,
                 color=colours[i],
-                marker="osD^vX"[i],
+                marker="osDP^v*X"[i],
                 linestyle="--" if i == 0 else "-",
                 markersize=6,
                 linewidth=1.8,
@@ -231,9 +270,9 @@ def main() -> None:
     torch.set_num_threads(2)  # more threads only wait for each other on networks this small
     results = {}
     with tqdm(total=len(LOSSES) * epochs, unit="epoch") as progress:
-        for name, criterion in LOSSES.items():
-            progress.set_description(type(criterion).__name__)
-            results[name] = train(criterion, conditions, seeds, epochs, progress)
+        for name, make_criterion in LOSSES.items():
+            progress.set_description(name.partition("(")[0])
+            results[name] = train(make_criterion, conditions, seeds, epochs, progress)
 
     print(markdown_table(conditions, results), NOTES, sep="\n\n")
     plot(conditions, results, args.out)
