@@ -7,49 +7,37 @@ of the logits, the least that a loss with a dense gradient can cost. Before anyt
 value and gradient are compared with an independent formula in float64.
 """
 
-import argparse
-import gc
-import json
 import math
-import os
-import platform
-import random
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from datetime import date
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from harness import (
+    DEFAULT,
+    GRADIENT_ERROR,
+    VALUE_ERROR,
+    WARM,
+    Clock,
+    LossFn,
+    Progress,
+    Row,
+    Section,
+    Table,
+    fresh_pages,
+    main,
+    peak_memory,
+    ratio,
+    relative_error,
+    training_step,
+    unit,
+)
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import lossary
 from lossary._softmax import TILED_FROM_BYTES
 
-LossFn = Callable[[Tensor, Tensor], Tensor]
-Row = dict[str, Any]
-Table = dict[str, Any]
-
-# The allocator decides much of the time: pages that the system hands out afresh are slower to
-# write than all of the arithmetic. "default": glibc maps every buffer from 1 MiB on, and unmaps it
-# when it is freed, as happens in a training step to buffers of 32 MiB and more, and to smaller ones
-# between other allocations. "warm": freed memory stays mapped and is used again. There, glibc's
-# small-block cache has to be off, for the slivers that aligned allocation leaves in it keep free
-# neighbours from merging, and buffers wander to fresh pages after all. The titles say what share of
-# a copy's pages was fresh. Where libc is not glibc, the variables do nothing.
-DEFAULT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 26)}
-WARM = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 40),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0",
-}
-
 RATIO, UNIT, MEMORY = "x F.cross_entropy [IQR]", "x unit", "peak memory / logits"
-VALUE_ERROR, GRADIENT_ERROR = "value error", "gradient error"
 REFERENCE, COPY = "F.cross_entropy", "unit: one copy, one read"
 PUBLISHED = ("GCE, plain: softmax, gather, clamp", "SCE, plain: softmax, clamp, one-hot")
 
@@ -264,155 +252,7 @@ def data(
     return logits, target
 
 
-# How it is measured.
-
-
-class Progress:
-    """A bar on standard error: tqdm's where it is installed."""
-
-    def __init__(self, label: str, total: int) -> None:
-        self.label, self.total, self.done = label, total, 0
-        try:
-            from tqdm import tqdm
-
-            self.bar: Any = tqdm(total=total, desc=label, leave=False)
-        except ImportError:
-            self.bar = None
-
-    def step(self) -> None:
-        """Advance by one."""
-        self.done += 1
-        if self.bar is not None:
-            self.bar.update()
-            if self.done == self.total:
-                self.bar.close()
-            return
-        full = 30 * self.done // self.total
-        end = "\n" if self.done == self.total else ""
-        bar = f"\r{self.label} [{'#' * full}{'.' * (30 - full)}] {self.done}/{self.total}"
-        print(bar, end=end, file=sys.stderr, flush=True)
-
-
-def waited() -> int:
-    """Return the nanoseconds for which threads of this process were ready but had no core."""
-    total = 0
-    try:
-        for task in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{task}/schedstat") as file:
-                total += int(file.read().split()[1])
-    except (OSError, IndexError):  # not Linux, or a thread that ended: take the sample as it is
-        return 0
-    return total
-
-
-class Clock:
-    """Time calls against each other, and repeat samples that other processes disturbed."""
-
-    def __init__(self, quick: bool) -> None:
-        self.patience = 2.0 if quick else 12.0  # seconds for repeated samples, in all
-        self.samples = self.clean = 0
-        self.random = random.Random(0)
-
-    def sample(self, call: Callable[[], object], inner: int) -> float:
-        """Return seconds per call: of the first undisturbed sample, or of the least disturbed."""
-        best = (math.inf, math.inf)
-        while True:
-            delay, start = waited(), time.perf_counter()
-            for _ in range(inner):
-                call()
-            wall = time.perf_counter() - start
-            share = max(0, waited() - delay) / 1e9 / wall
-            best = min(best, (share, wall / inner))
-            if share < 0.03 or self.patience < 0:
-                break
-            self.patience -= wall
-        self.samples += 1
-        self.clean += best[0] < 0.03
-        return best[1]
-
-    def compare(
-        self,
-        calls: dict[str, Callable[[], object]],
-        rounds: int,
-        progress: Progress,
-        inner: int = 1,
-    ) -> dict[str, list[float]]:
-        """Return the time of every call in every round."""
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for call in calls.values():
-            call()
-        gc.disable()
-        for _ in range(rounds):
-            gc.collect()
-            for name in self.random.sample(list(calls), len(calls)):
-                times[name].append(self.sample(calls[name], inner))
-            progress.step()
-        gc.enable()
-        return times
-
-    def note(self) -> str:
-        """Say how many samples were undisturbed."""
-        share = self.clean / max(1, self.samples)
-        verdict = "" if share >= 0.5 else ": too few, the times here say little"
-        return f"{share:.0%} of the samples had the cores to themselves{verdict}"
-
-
-def ratio(times: dict[str, list[float]], name: str, reference: str) -> list[float]:
-    """Return the median and the quartiles of the per-round ratios."""
-    ratios = [a / b for a, b in zip(times[name], times[reference], strict=True)]
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return [median, low, high]
-
-
-def training_step(loss: LossFn, logits: Tensor, target: Tensor) -> Callable[[], None]:
-    """Return forward plus backward. It drops its own gradient, so that all start alike."""
-
-    def call() -> None:
-        loss(logits, target).backward()
-        logits.grad = None
-
-    return call
-
-
-def unit(logits: Tensor) -> Callable[[], None]:
-    """Return one copy and one full read."""
-    x = logits.detach()
-
-    def call() -> None:
-        x.clone()
-        x.sum()
-
-    return call
-
-
-def peak_memory(call: Callable[[], object], logits: Tensor) -> float:
-    """Return the peak of what torch's allocator gave out during a call, in units of the logits."""
-    call()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    assert profiler.profiler is not None
-    events = profiler.profiler.kineto_results.events()
-    held = peak = 0
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / (logits.numel() * logits.element_size())
-
-
-def fresh_pages(logits: Tensor) -> str:
-    """Say which share of the pages of a copy is fresh."""
-    try:
-        import resource
-    except ImportError:
-        return "page faults not known"
-    x = logits.detach()
-    for _ in range(3):
-        x.clone()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    x.clone()
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    pages = x.numel() * x.element_size() / resource.getpagesize()
-    return f"{min(1.0, faults / pages):.0%} of a copy's pages fresh"
+# How it is checked.
 
 
 def check(
@@ -458,12 +298,6 @@ def check(
     if not max(errors.values()) < limit:
         raise AssertionError(f"{loss} differs from its formula: {errors}, limit {limit}")
     return errors if per_row is None else {"row error": worst_row} | errors
-
-
-def relative_error(value: Tensor, exact: Tensor, floor: float = 0.0) -> float:
-    """Return the largest error, relative to the size (at least ``floor``)."""
-    error = (value.double() - exact).abs()
-    return float(torch.where(error > 0, error / exact.abs().clamp(min=floor), 0.0).max())
 
 
 # The sections. Each runs in a process of its own.
@@ -680,8 +514,6 @@ def kdim(title: str, rounds: int, quick: bool) -> list[Table]:
     return [{"title": heading, "rows": rows, "note": clock.note()}]
 
 
-# Name: (what runs, rounds, the environments it runs in).
-Section = tuple[Callable[[str, int, bool], list[Table]], int, dict[str, dict[str, str]]]
 SECTIONS: dict[str, Section] = {
     "eager": (eager, 9, {"eager, default": DEFAULT, "eager, warm": WARM}),
     "compiled": (compiled, 9, {"compiled": DEFAULT}),
@@ -692,88 +524,5 @@ SECTIONS: dict[str, Section] = {
 }
 
 
-def machine() -> dict[str, str]:
-    """Return what the figures were measured on."""
-    model = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            model = next((x.split(":")[1].strip() for x in file if "model name" in x), model)
-    except OSError:
-        pass
-    return {
-        "machine": f"{os.cpu_count()} cores, {model}, {platform.system()}",
-        "software": f"Python {platform.python_version()}, torch {torch.__version__}",
-        "threads": str(torch.get_num_threads()),
-        "date": date.today().isoformat(),
-        "allocator": f"{' '.join(platform.libc_ver()) or 'not glibc'}; "
-        "default: fresh pages for every buffer from 1 MiB; warm: pages are kept; "
-        "all sections but eager's second half run in default",
-    }
-
-
-def cell(value: Any, column: str) -> str:
-    """Format one entry of a table."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "**no**"
-    if isinstance(value, list):
-        return "{:.2f} [{:.2f}, {:.2f}]".format(*value)
-    if isinstance(value, float):
-        return f"{value:.1e}" if "error" in column or value < 1e-3 else f"{value:.2f}"
-    return str(value)
-
-
-def show(table: Table) -> None:
-    """Print a table in Markdown."""
-    columns = list(table["rows"][0])
-    print(f"\n### {table['title']}\n")
-    print("| " + " | ".join(columns) + " |")
-    print("| " + " | ".join("---" for _ in columns) + " |")
-    for row in table["rows"]:
-        print("| " + " | ".join(cell(row[column], column) for column in columns) + " |")
-    print(f"\n{table['note']}.", flush=True)
-
-
-def main() -> None:
-    """Run the sections, each in a fresh process, and print their tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=SECTIONS, help="run one section")
-    parser.add_argument("--rounds", type=int, help="rounds of every comparison, at least 2")
-    parser.add_argument("--quick", action="store_true", help="smaller and fewer: about a minute")
-    parser.add_argument("--json", metavar="FILE", help="also write the numbers here")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.rounds is not None and options.rounds < 2:
-        parser.error("--rounds: expected at least 2")
-    if options.child:
-        run, rounds, _ = SECTIONS[options.only]
-        rounds = options.rounds or (3 if options.quick else rounds)
-        print(json.dumps(run(options.child, rounds, options.quick)))
-        return
-    about = machine()
-    for key, text in about.items():
-        print(f"- {key}: {text}")
-    tables = []
-    for name in [options.only] if options.only else SECTIONS:
-        for title, environment in SECTIONS[name][2].items():
-            command = [sys.executable, __file__, "--only", name, "--child", title]
-            command += ["--rounds", str(options.rounds)] if options.rounds else []
-            command += ["--quick"] if options.quick else []
-            # The profiler would announce itself on standard error each time it starts.
-            env = os.environ | environment | {"KINETO_LOG_LEVEL": "99"}
-            child = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
-            if child.returncode:
-                raise SystemExit(f"{title}: failed with exit status {child.returncode}")
-            tables += (made := json.loads(child.stdout.splitlines()[-1]))
-            for table in made:
-                show(table)
-    missed = sum(row.get("met") is False for table in tables for row in table["rows"])
-    print(f"\nTargets missed: {missed}.")
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"about": about, "tables": tables}, file, indent=1)
-
-
 if __name__ == "__main__":
-    main()
+    main(__file__, __doc__, SECTIONS)

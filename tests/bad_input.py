@@ -14,6 +14,7 @@ import torch
 
 from lossary import (
     ALDRKLLoss,
+    CauchyLoss,
     CompSumLoss,
     CrammerSingerLoss,
     GeneralizedCrossEntropyLoss,
@@ -21,6 +22,7 @@ from lossary import (
     LDRLoss,
     Loss,
     MulticlassMAELoss,
+    PseudoHuberLoss,
     ReverseCrossEntropyLoss,
     SmoothAdversarialCompSumLoss,
     SymmetricCrossEntropyLoss,
@@ -293,6 +295,90 @@ def adversarial(id: str, says: tuple[str, ...], *inputs: Any, error=ValueError, 
     return Row(name, "adv_logits", says, error, SmoothAdversarialCompSumLoss, o, inputs)
 
 
+def robust(loss: type[Loss]) -> tuple[Row, ...]:
+    """What no loss of a residual takes."""
+    x, y = torch.zeros(4, 3), torch.ones(4, 3)
+
+    def called(argument: str, id: str, says: tuple[str, ...], *inputs: Any, **o: Any) -> Row:
+        error, keywords = o.pop("error", ValueError), o.pop("keywords", {})
+        name = f"{loss.__name__}_{argument}_{id}"
+        return Row(name, argument, says, error, loss, o, inputs, keywords)
+
+    bools, ints, floats = y > 0, y.long(), y.tolist()
+    return (
+        *not_numbers(loss, "scale"),
+        hyper(loss, "scale", 0.0, "(0, inf)", "got 0.0"),
+        hyper(loss, "scale", -1.0, "(0, inf)", "-1.0"),
+        hyper(loss, "scale", NAN, "(0, inf)", "nan"),
+        hyper(loss, "scale", INF, "(0, inf)", "inf"),
+        hyper(loss, "scale", "AUTO", "a number", "str", error=TypeError),
+        hyper(loss, "scale", torch.tensor(0.0), "> 0", "got 0", id="zero_tensor"),
+        hyper(loss, "scale", torch.tensor([1.0, -2.0]), "> 0", "got -2", id="negative_entry"),
+        hyper(loss, "scale", torch.tensor([NAN, 1.0]), "finite", "got nan", id="nan_entry"),
+        hyper(loss, "scale", torch.tensor([INF, 1.0]), "finite", "got inf", id="inf_entry"),
+        hyper(loss, "scale", torch.nn.Parameter(torch.tensor(-1.0)), "> 0", "-1", id="parameter"),
+        hyper(loss, "scale", torch.tensor(1), "float", "int64", error=TypeError, id="int_tensor"),
+        hyper(loss, "scale", torch.tensor(1j), "float", "complex", error=TypeError, id="1j"),
+        hyper(loss, "mode", "sum", "'elementwise', 'vector'", "'sum'"),
+        hyper(loss, "mode", "Vector", "'vector'", "'Vector'"),
+        hyper(loss, "mode", None, "'vector'", "None"),
+        hyper(loss, "mode", True, "'vector'", "True"),
+        hyper(loss, "reduction", "average", "'mean'", "'average'"),
+        *(
+            row
+            for mode in ("elementwise", "vector")
+            for row in (
+                called("input", f"list_{mode}", ("a tensor", "list"), floats, y, mode=mode,
+                       error=TypeError),
+                called("target", f"none_{mode}", ("a tensor", "NoneType"), x, None, mode=mode,
+                       error=TypeError),
+                called("input", f"int_{mode}", ("floating", "int64"), ints, y, mode=mode,
+                       error=TypeError),
+                called("target", f"int_{mode}", ("floating", "int64"), x, ints, mode=mode,
+                       error=TypeError),
+                called("target", f"bool_{mode}", ("floating", "bool"), x, bools, mode=mode,
+                       error=TypeError),
+                called("target", f"complex_{mode}", ("floating", "complex64"), x, y + 0j,
+                       mode=mode, error=TypeError),
+                called("target", f"column_{mode}", ("(4, 3)", "got (4, 1)"), x, y[:, :1],
+                       mode=mode),
+                called("target", f"row_{mode}", ("(4, 3)", "got (3,)"), x, y[0], mode=mode),
+                called("target", f"number_{mode}", ("(4, 3)", "got ()"), x, y[0, 0], mode=mode),
+                called("target", f"transposed_{mode}", ("(4, 3)", "got (3, 4)"), x, y.T,
+                       mode=mode),
+                called("target", f"longer_{mode}", ("(1, 3)", "got (4, 3)"), x[:1], y, mode=mode),
+                called("target", f"meta_{mode}", ("device cpu", "meta"), x, y.to("meta"),
+                       mode=mode),
+                called("target", f"weighted_{mode}", ("(4, 3)", "got (4, 1)"), x, y[:, :1],
+                       mode=mode, keywords={"weight": torch.ones(4, 1)}),
+            )
+        ),
+        called("input", "0_dim", ("axis 0", "0-dim"), x[0, 0], y[0, 0], mode="vector"),
+        called("scale", "too_long", ("(4, 3)", "got (4,)"), x, y, mode="elementwise",
+               scale=torch.ones(4)),
+        called("scale", "more_axes", ("(4, 3)", "got (1, 4, 3)"), x, y, mode="elementwise",
+               scale=torch.ones(1, 4, 3)),
+        called("scale", "enlarges", ("(1, 3)", "got (4, 1)"), x[:1], y[:1], mode="elementwise",
+               scale=torch.ones(4, 1)),
+        called("scale", "of_elements", ("(4,)", "got (4, 3)"), x, y, mode="vector",
+               scale=torch.ones(4, 3)),
+        called("scale", "of_columns", ("(4,)", "got (3,)"), x, y, mode="vector",
+               scale=torch.ones(3)),
+        called("scale", "meta", ("device cpu", "meta"), x, y, mode="vector",
+               scale=torch.ones(4, device="meta")),
+        called("weight", "of_samples", ("(4, 3)", "got (4,)"), x, y, mode="elementwise",
+               keywords={"weight": torch.ones(4)}),
+        called("weight", "of_elements", ("(4,)", "got (4, 3)"), x, y, mode="vector",
+               keywords={"weight": torch.ones(4, 3)}),
+        called("weight", "list", ("a tensor", "list"), x, y, mode="elementwise",
+               keywords={"weight": [1.0]}, error=TypeError),
+        called("normalizer", "zero", ("other than 0", "got 0"), x, y, mode="elementwise",
+               keywords={"normalizer": 0.0}),
+        called("normalizer", "none", ("not used", "got one"), x, y, mode="elementwise",
+               reduction="none", keywords={"normalizer": 2.0}),
+    )  # fmt: skip
+
+
 FAMILIES = (
     *not_numbers(CompSumLoss, "tau"),
     hyper(CompSumLoss, "tau", -0.5, "[0, inf", "-0.5"),
@@ -442,4 +528,7 @@ FAMILIES = (
             loss=loss, options={"margin": torch.ones(4)}, inputs=(LOGITS, PROBABILITIES))
         for loss in (LDRKLLoss, LDRLoss, CrammerSingerLoss, WestonWatkinsLoss)
     ),
+    *robust(PseudoHuberLoss),
+    *robust(CauchyLoss),
+    hyper(CauchyLoss, "scale", "auto", "a number", "str", error=TypeError),
 )  # fmt: skip

@@ -84,6 +84,15 @@ def test_without_the_second_term_it_is_the_comp_sum_loss_of_scaled_logits(batch,
     close(value(SmoothAdversarialCompSumLoss(tau, rho, nu), f, f.expand_as(adv), y), plain)
 
 
+def test_without_the_second_term_the_perturbed_logits_do_not_matter():
+    f, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    loss = SmoothAdversarialCompSumLoss(1.5, 0.5, nu=0.0)
+    for adv in (torch.full((4, 3), math.nan), torch.full((4, 2, 3), math.inf)):
+        torch.testing.assert_close(loss(f, adv, y), CompSumLoss(1.5)(2 * f, y))
+        one_hot = torch.eye(3)[y]
+        torch.testing.assert_close(loss(f, adv, one_hot), CompSumLoss(1.5)(2 * f, y))
+
+
 @given(batches(), settings, st.sampled_from((-100.0, 0.7, 16.0)))
 def test_constants_added_to_either_change_nothing(batch, setting, c):
     f, adv, y = batch

@@ -148,12 +148,14 @@ def test_a_large_alpha_is_ldr_kl(row, lam):
     close(value, LDRKLLoss(lam)(f.unsqueeze(0), torch.tensor([y])), rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("normalize", [None, "l1", "softplus-l1"])
-def test_three_steps_of_the_published_algorithm(normalize):
-    # The temperature sees the logits without the margin, its softmax smoothed by 1e-5.
+@pytest.mark.parametrize(
+    ("normalize", "eps"), [(None, 1e-5), (None, 0.1), ("l1", 1e-5), ("softplus-l1", 1e-5)]
+)
+def test_three_steps_of_the_published_algorithm(normalize, eps):
+    # The temperature sees the logits without the margin, its softmax smoothed.
     generator = torch.Generator().manual_seed(1)
     loss = double(
-        8, 1.5, 3.0, margin=2.0, normalize=normalize, margin_in_update=False, prob_eps=1e-5
+        8, 1.5, 3.0, margin=2.0, normalize=normalize, margin_in_update=False, prob_eps=eps
     )
     lam = torch.full((8,), 1.5, dtype=torch.float64)
     index = torch.tensor([5, 0, 3, 6])
@@ -166,7 +168,7 @@ def test_three_steps_of_the_published_algorithm(normalize):
             f = torch.nn.functional.softplus(f)
         if normalize is not None:
             f = k * f / f.abs().sum(1, keepdim=True)
-        r = torch.softmax(f.detach() / lam[index, None], 1) + 1e-5
+        r = torch.softmax(f.detach() / lam[index, None], 1) + eps
         r = r / r.sum(1, keepdim=True)
         kl = (r * (r * k).log()).sum(1)
         lam[index] = 1.5 - 1.5 / (3.0 * math.log(k)) * kl
@@ -273,6 +275,35 @@ def test_a_temperature_near_0_stays_positive():
     assert (loss.sample_lam > 0).all()
     assert out.isfinite()
     assert gradient.isfinite().all()
+
+
+def test_temperatures_keep_their_bounds_whatever_the_rounding():
+    # Of K classes one is certain: KL is log K up to rounding, and lam (1 - 1/alpha) is nearly 0.
+    alpha = 1.0 + 1e-7
+    for k in range(2, 60):
+        loss = ALDRKLLoss(1, 1.0, alpha)
+        logits = torch.zeros(1, k)
+        logits[0, 0] = 100.0
+        loss(logits, torch.tensor([0]), torch.tensor([0]))
+        assert 1.0 - 1.0 / alpha <= float(loss.sample_lam.double()) * (1 + 1e-6) < 1e-6
+    # Kept in bfloat16, 0.1 is stored as 0.1001: it is used as 0.1.
+    kept = ALDRKLLoss(1, 0.1).bfloat16().eval()
+    assert float(kept.sample_lam) > 0.1
+    logits, target = torch.randn(1, 5, dtype=torch.float64), torch.tensor([0])
+    close(kept(logits, target, torch.tensor([0])), LDRKLLoss(0.1)(logits, target))
+
+
+def test_an_impossible_rival():
+    f = torch.tensor([[0.5, -math.inf, 2.0, 0.1]], dtype=torch.float64, requires_grad=True)
+    loss = double(1, margin=0.0)
+    out = loss(f, torch.tensor([0]), torch.tensor([0]))
+    (gradient,) = torch.autograd.grad(out, f)
+    r = torch.softmax(f.detach()[0], 0)
+    kl = float((r[r > 0] * r[r > 0].log()).sum()) + math.log(4)
+    close(loss.sample_lam, [1 - kl / (2 * math.log(4))])
+    expected = torch.softmax(f.detach()[0] / loss.sample_lam, 0)
+    expected[0] -= 1.0
+    close(gradient[0], expected)
 
 
 # Memory.

@@ -324,8 +324,7 @@ def test_crammer_singer_is_the_largest_hinge_and_weston_watkins_their_sum(row, m
     close(value(WestonWatkinsLoss(margin, "mean"), f, y), sum(found) / len(f), atol=1e-13)
     assert hardest <= total + 1e-13
     assert total <= (len(f) - 1) * hardest + 1e-12
-    kept = all(f[y] >= x + margin for k, x in enumerate(f) if k != y)
-    if kept:
+    if max(found) == 0:
         assert total == hardest == 0
     elif max(found) > 1e-12:
         assert total >= hardest > 0
@@ -669,6 +668,25 @@ def test_extremes(row, margin, dtype):
         assert float(out) == true or abs(float(out) - true) <= 4 * eps * (size + abs(true))
     hinge = WestonWatkinsLoss(margin)(f.unsqueeze(0), torch.tensor([y]))
     assert float(hinge) == pytest.approx(math.fsum(hinges(f, y, margin)), rel=4 * eps)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+@pytest.mark.parametrize("lam", [1e-30, 1e-12, 1e-9])
+def test_rivals_tied_next_to_the_target_at_a_tiny_lam(lam, margin):
+    # The target is on top of the logits, by less than the margin.
+    f = torch.tensor([0.1, 0.03, 0.03, 0.03, -5.0], requires_grad=True)
+    out = euclidean(lam, margin)(f, torch.tensor(0))
+    (g,) = torch.autograd.grad(out, f)
+    expected = [-1.0, 1 / 3, 1 / 3, 1 / 3, 0.0] if margin else [0.0] * 5
+    close(g, torch.tensor(expected), atol=1e-6)
+    close(out.detach(), max(0.0, margin - 0.07), atol=1e-7)
+
+
+@pytest.mark.parametrize("make", [lambda: LDRLoss(INF), lambda: euclidean(2.0), lambda: capped(2)])
+def test_every_class_at_once_with_an_offset_in_single_precision(make):
+    f = torch.tensor([[1.0, -2.5, 0.25, 0.0]])
+    every = [make().per_sample(x, None) for x in (f, f + 2.0**20)]
+    torch.testing.assert_close(every[0], every[1], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("lam", [1e-6, 1.0, 1e6])

@@ -208,6 +208,16 @@ def test_gamma_inverts_the_transform_at_every_size(tau, n):
         torch.testing.assert_close(again[kept], t[kept], rtol=rtol, atol=0.0)
 
 
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 1 + 1e-10, 1.5, 1.99])
+def test_gamma_is_the_least_number_that_reaches_t(tau, dtype):
+    t = torch.logspace(-25, 0, 200, dtype=dtype) * comp_sum_transform(1.0, tau, 3).to(dtype)
+    g = comp_sum_gamma(t, tau, 3)
+    below = torch.nextafter(g, torch.zeros_like(g))
+    assert bool((comp_sum_transform(g, tau, 3) >= t)[:-1].all())
+    assert bool((comp_sum_transform(below, tau, 3) < t).all())
+
+
 @given(st.floats(0.0, 1.0), taus, classes)
 def test_transform_inverts_gamma(share, tau, n):
     t = share * comp_sum_transform(1.0, tau, n)

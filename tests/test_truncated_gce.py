@@ -118,3 +118,12 @@ def test_pruning_is_refused_where_it_means_nothing():
         loss.prune(logits, target, index + 1)
     with pytest.raises(ValueError, match=r"target: expected class indices in \[0, 3\)"):
         loss.prune(logits, target + 5, index)
+
+
+@pytest.mark.parametrize("k", [0.01, 0.5, 0.9])
+def test_the_decision_is_exact(k):
+    loss = TruncatedGCELoss(0.7, k, "prune", 2)
+    edge = math.log(k / (1 - k))
+    logits = torch.tensor([[edge - 1e-9, 0.0], [edge + 1e-9, 0.0]], dtype=torch.float64)
+    loss.prune(logits, torch.tensor([0, 0]), torch.tensor([0, 1]))
+    assert loss.sample_weight.tolist() == [0.0, 1.0]

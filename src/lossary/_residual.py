@@ -35,7 +35,7 @@ TILE_BYTES = {"cpu": 1 << 20, "other": 64 << 20}
 
 Scale = float | Tensor
 
-#: In multiples of a scale within these bounds, ordinary residuals need no unit of their own.
+#: A scale within these bounds is the unit of all residuals that are at most so many times as large.
 _ORDINARY = (2.0**-50, 2.0**50)
 
 
@@ -112,7 +112,7 @@ def robust_loss(kernel: type[Kernel], input: Tensor, target: Tensor, c: Scale, m
         small = input.numel() * input.element_size() < TILED_FROM_BYTES
         if small:
             r = _residual(input, target)
-            unit = c if _is_ordinary(r, c) else None
+            unit = _common_unit(r, c)
         # Autograd would multiply and divide by numbers that the closed form never makes.
         if not small or (unit is None and readable(input)):
             out: Tensor = _Value.apply(input, target, c, kernel, mode)  # type: ignore[no-untyped-call]
@@ -151,11 +151,11 @@ def _has_closed_form(input: Tensor, target: Tensor, c: Scale) -> bool:
 # Stock operations: differentiable to any order, and the definition that the tiles must equal.
 
 
-def _is_ordinary(r: Tensor, c: Scale) -> bool:
-    """Tell whether the scale is a unit in which no square overflows; ``False`` if unknown."""
+def _common_unit(r: Tensor, c: Scale) -> float | None:
+    """Return the scale, if it is a unit in which no square overflows and it is known to be one."""
     if isinstance(c, Tensor) or not _ORDINARY[0] <= c <= _ORDINARY[1] or not readable(r):
-        return False
-    return float(r.detach().abs().max()) <= c * _ORDINARY[1]
+        return None
+    return c if float(r.detach().abs().max()) <= c * _ORDINARY[1] else None
 
 
 def _rows(r: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class PerSampleState(nn.Module):
         slot = torch.searchsorted(slot_of, every)
         count = torch.zeros_like(new).index_add_(0, slot, there.to(new.dtype))
         total = torch.zeros_like(new).index_add_(0, slot, torch.where(there, new, 0.0))
-        mean = total / count.clamp(min=1.0)
+        mean = total / count
         kept = torch.where(count[slot] > 0, mean[slot].to(buffer.dtype), buffer[every])
         buffer.index_copy_(0, every, kept)
         own = mean[torch.searchsorted(slot_of, rows[0])].view(index.shape)

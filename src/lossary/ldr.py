@@ -399,8 +399,6 @@ class WestonWatkinsLoss(ClassificationLoss):
             gap.add_(shared.unsqueeze(-1))
         # Not "beyond > 0", which would take a nan for a margin that is kept.
         kept = (gap <= 0.0) | _is_own(f, y)
-        if target is not None:
-            kept |= (target < 0).unsqueeze(-1)
         value = gap.masked_fill_(kept, 0.0).sum(-1)
         if target is not None:
             # Of an impossible target all gaps are infinite, but -inf less -inf is none.
@@ -549,7 +547,7 @@ class ALDRKLLoss(ClassificationLoss, PerSampleState):
         lam = self._bounded(self._stored("sample_lam", index, dtype))
         if target is not None and self._updates(update, logits):
             for _ in range(self.n_iter):
-                lam = self._step(logits.detach(), target, lam, axis)
+                lam = self._step(logits, target, lam, axis)
             lam = self._store("sample_lam", index, lam, present)
         value = _log_mean_exp(self, logits, target, lam, self.margin, self.lam >= 4.0)
         if target is None:
@@ -710,23 +708,30 @@ def _quadratic_value(
     ranked = base
     if is_own is not None and shared is not None:
         ranked = torch.where(is_own, base - shared.detach().unsqueeze(-1), base)
-    width = max(lam * num_classes, torch.finfo(f.dtype).tiny)
+    width = lam * num_classes
     chosen = _support(ranked, width) if topk is None else _largest(ranked, topk)
-    if target is not None:
-        chosen = chosen & (target >= 0).unsqueeze(-1)
     rivals = chosen if is_own is None else chosen & ~is_own
     size, count = chosen.sum(-1).to(f.dtype), rivals.sum(-1).to(f.dtype)
     with_target = count < size
     size, some = size.clamp(min=1.0), count.clamp(min=1.0)
 
-    # Any number near the mean will do: what it is off by is made up for below.
-    near = torch.where(rivals & (base > -math.inf), base, 0.0)
-    centre = top.squeeze(-1) + near.sum(-1) / some
-    d = f - centre.unsqueeze(-1)
-    d = torch.where(rivals, d if rows is None else d + rows, 0.0)
+    # Distances are taken from the rival nearest to the mean. Of the sum of their squares the mean's
+    # then takes half at most, so nothing cancels; and ties are exact, for lam has no lower limit.
+    finite = rivals & (base > -math.inf)
+    mean = torch.where(finite, base, 0.0).sum(-1) / some
+    off = (base - mean.unsqueeze(-1)).abs()
+    nearest = torch.where(finite, off, math.inf).argmin(-1, keepdim=True)
+    centre = torch.take_along_dim(f.detach(), nearest, -1)
+    centre = torch.where(finite.any(-1, keepdim=True), centre, top)
+    d, behind = f - centre, centre.squeeze(-1) - own
+    if rows is not None:
+        extra = torch.take_along_dim(rows.detach().expand_as(base), nearest, -1)
+        d, behind = d + (rows - extra), behind + extra.squeeze(-1)
+    elif shared is not None:
+        behind = behind + shared
+    d = torch.where(rivals, d, 0.0)
     mean = d.sum(-1) / some
-    gap = mean - (own - centre)
-    gap = gap if shared is None else gap + shared
+    gap = behind + mean
     value = count / size * gap
     if topk is None:
         spread = d.square().sum(-1) - count * mean.square()
@@ -739,6 +744,7 @@ def _quadratic_value(
         value = torch.where(own == -math.inf, math.inf, value)
     if target is None:
         return value.movedim(-1, axis)
+    # Where inf or nan stand in an absent row, S is empty or the value linear: no gradient is nan.
     return torch.where(target < 0, 0.0, value)
 
 

@@ -180,14 +180,13 @@ class _Cauchy(Kernel):
     @staticmethod
     def value(r: Tensor, a: Tensor, s: Tensor, c: Scale, m: Scale) -> Tensor:
         q = c / m
-        if not isinstance(m, Tensor):
-            return (s * (0.5 / q / q)).log1p()
+        if isinstance(q, float) and q == 1.0:
+            return (s * 0.5).log1p()
         # Where s/(2 q^2) is large, q^2 may have vanished: a difference of logarithms, which there
         # has nothing to cancel.
         far = s > q * q * 2.0**60
         ratio = torch.where(far, 0.0, s) / q / (2.0 * q)
-        log_c = c.log() if isinstance(c, Tensor) else math.log(c)
-        logs = torch.where(far, s, 1.0).log() - 2.0 * (log_c - m.log()) - math.log(2.0)
+        logs = torch.where(far, s, 1.0).log() - 2.0 * (_log(c) - _log(m)) - math.log(2.0)
         return torch.where(far, logs, ratio.log1p())
 
     @staticmethod
@@ -222,6 +221,10 @@ class _Cauchy(Kernel):
         torch.addcdiv(r, r.new_ones(()), r, value=2.0 * c * c, out=scratch)
         torch.div(r.new_tensor(2.0 * g), scratch, out=r)
         return True
+
+
+def _log(x: Scale) -> Scale:
+    return x.log() if isinstance(x, Tensor) else math.log(x)
 
 
 class PseudoHuberLoss(_RobustLoss):
