@@ -332,7 +332,7 @@ class TruncatedGCELoss(ClassificationLoss, PerSampleState):
         e = 0.1 * min(self.k, gain / (1.0 + self._limit()))
         q, best = (1.0 - 3.0 * e, 2.0 * e, e), (80.0, -1.0, 0.0)
         edge = math.log(2.0 * self.k / (1.0 - self.k))
-        # Of two rows where only one class is above k, that with more mass on it has the smaller sum.
+        # With one class alone above k, the sum falls as that class gains mass.
         sure, surer = (math.log(2.0 / self.k - 2.0), 0.0, 0.0), (80.0, 0.0, 0.0)
         counterexamples = {
             "convex": ((edge - 2.0, 0.0, 0.0), (edge + 2.0, 0.0, 0.0), 0),
