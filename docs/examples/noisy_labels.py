@@ -4,7 +4,7 @@ The data are the 1797 real handwritten digits that come with scikit-learn (8x8 p
 Part of the training labels is replaced by wrong ones; the test labels stay clean. A network that is
 trained long enough learns the wrong labels by heart; robust losses are meant to resist that.
 
-    python noisy_labels.py            # one to two minutes on two cores
+    python noisy_labels.py            # about four minutes
     python noisy_labels.py --smoke    # a few seconds, only to see that it runs
 
 It prints a Markdown table (mean ± standard deviation over the seeds of the clean test accuracy
@@ -267,7 +267,7 @@ def main() -> None:
     if args.smoke:
         conditions = [(kind, 40) for kind in KINDS]
 
-    torch.set_num_threads(2)  # more threads only wait for each other on networks this small
+    torch.set_num_threads(1)  # threads would only wait for each other on networks this small
     results = {}
     with tqdm(total=len(LOSSES) * epochs, unit="epoch") as progress:
         for name, make_criterion in LOSSES.items():

@@ -4,9 +4,9 @@ Such a loss is rho(|r|; c), with a residual r and a scale c > 0, and a :class:`K
 is. Numbers of any size are computed as multiples of a size m of their own, r = m a and c = m q, so
 that no square overflows or vanishes; m drops out of the loss and of all its derivatives.
 
-Three paths give the same numbers. Small inputs: stock operations. Large ones: the closed form in
-tiles that stay in the cache, which holds one buffer of the input's size, the gradient. Under
-torch.compile: stock operations written so that they fuse.
+Three paths give the same numbers. Small inputs: stock operations, as long as the numbers are
+ordinary. Large ones: the closed form in tiles that stay in the cache, which holds one buffer of the
+input's size, the gradient. Under torch.compile: stock operations written so that they fuse.
 """
 
 import math
@@ -44,7 +44,7 @@ class Kernel:
 
     ::
 
-        loss                   value(r, a, s, c, m), summed over the sample
+        loss                   value(m^degree s, s, c, m)
         gradient               a weight(s, q) m^(degree - 1)
         Hessian, applied to v  (v - a <a, v> bend(s, q)) weight(s, q) m^(degree - 2)
     """
@@ -55,10 +55,10 @@ class Kernel:
     steep: ClassVar[bool]
 
     @staticmethod
-    def value(r: Tensor, a: Tensor, s: Tensor, c: Scale, m: Scale) -> Tensor:
+    def value(square: Tensor, s: Tensor, c: Scale, m: Scale) -> Tensor:
         """Return the loss, from stock operations that can be differentiated to any order.
 
-        Of the shape of r, to be summed over a sample, or of the shape of s.
+        ``square`` is m^degree s, of which s itself may have vanished.
         """
         raise NotImplementedError
 
@@ -84,6 +84,11 @@ class Kernel:
     def tile_values(r: Tensor, out: Tensor, c: float) -> bool:
         """Put the loss of every element into ``out``; what is not finite there is done again."""
         return False
+
+    @classmethod
+    def tile_sum(cls, r: Tensor, scratch: Tensor, c: float) -> float:
+        """Return the sum over the elements, with ``r`` as it was; not finite: it is done again."""
+        return float(scratch.sum()) if cls.tile_values(r, scratch, c) else math.nan
 
     @staticmethod
     def tile_gradient(r: Tensor, scratch: Tensor, c: float, g: float) -> bool:
@@ -163,26 +168,29 @@ def _rows(r: Tensor) -> Tensor:
 
 
 def _in_units(
-    r: Tensor, c: Scale, mode: str
-) -> tuple[Tensor, Tensor, Tensor, Scale, Tensor, Tensor | None]:
+    r: Tensor, c: Scale, mode: str, unit: float | None = None
+) -> tuple[Tensor, Tensor, Tensor, Scale, Scale, Tensor | None]:
     """Return r, a, s, c, m, and where the residual is infinite, with the samples on axis 0.
 
-    m is the larger of residual and scale. What is infinite is left out: it has no unit.
+    m is the unit given, or else the larger of residual and scale. What is infinite has no unit, and
+    is left out.
     """
     if mode == SAMPLES:
         r = _rows(r)
         c = c.expand(len(r)).unsqueeze(1) if isinstance(c, Tensor) else c
-    infinite: Tensor | None = r.isinf()
-    assert infinite is not None
-    if readable(infinite) and not bool(infinite.any()):
-        infinite = None
-    else:
-        lost = infinite.any(1, keepdim=True) if mode == SAMPLES else infinite
-        r = torch.where(lost, 0.0, r)
-    top = r.detach().abs()
-    if mode == SAMPLES and top.shape[1] > 0:
-        top = top.amax(1, keepdim=True)
-    m = torch.maximum(top, c.detach()) if isinstance(c, Tensor) else top.clamp(min=c)
+    infinite = None
+    m: Scale | None = unit
+    if m is None:
+        infinite = r.isinf()
+        if not readable(infinite) or bool(infinite.any()):
+            lost = infinite.any(1, keepdim=True) if mode == SAMPLES else infinite
+            r = torch.where(lost, 0.0, r)
+        else:
+            infinite = None
+        top = r.detach().abs()
+        if mode == SAMPLES:
+            top = (top.amax if top.shape[1] else top.sum)(1, keepdim=True)
+        m = torch.maximum(top, c.detach()) if isinstance(c, Tensor) else top.clamp(min=c)
     a = r / m
     s = a * a
     return r, a, s.sum(1, keepdim=True) if mode == SAMPLES else s, c, m, infinite
@@ -191,16 +199,14 @@ def _in_units(
 def _value(
     kernel: type[Kernel], r: Tensor, c: Scale, mode: str, unit: float | None = None
 ) -> Tensor:
-    """Return the values, with a unit for all where one is known that suits them."""
-    if unit is not None:
-        part = _rows(r) if mode == SAMPLES else r
-        a = part / unit
-        s = (a * a).sum(1, keepdim=True) if mode == SAMPLES else a * a
-        values = kernel.value(part, a, s, c, unit)
-        return values.sum(1) if mode == SAMPLES else values
-    part, a, s, scale, m, infinite = _in_units(r, c, mode)
-    values = kernel.value(part, a, s, scale, m)
-    values = values.sum(1) if mode == SAMPLES else values
+    """Return the values, with one unit for all where one is known that suits them."""
+    part, a, s, scale, m, infinite = _in_units(r, c, mode, unit)
+    square = s
+    if kernel.degree > 0:
+        square = part * (a if kernel.degree == 1 else part)
+        square = square.sum(1, keepdim=True) if mode == SAMPLES else square
+    values = kernel.value(square, s, scale, m)
+    values = values.squeeze(1) if mode == SAMPLES else values
     if infinite is not None:
         tail = _rows(r) if mode == SAMPLES else r
         tail = torch.where(infinite, tail if kernel.steep else tail.detach(), 0.0).abs()
@@ -233,7 +239,7 @@ def _curve(kernel: type[Kernel], r: Tensor, c: Scale, mode: str, g: Tensor, v: T
     return _times_power(curve, m, kernel.degree - 2).view(r.shape) * _like(g, r, mode)
 
 
-def _times_power(x: Tensor, m: Tensor, power: int) -> Tensor:
+def _times_power(x: Tensor, m: Scale, power: int) -> Tensor:
     """Return x m^power: step by step, as m^power itself may overflow."""
     for _ in range(abs(power)):
         x = x * m if power > 0 else x / m
@@ -294,7 +300,9 @@ class _Tiles:
         self.dtype = _compute_dtype(input, target)
         most = TILE_BYTES.get(input.device.type, TILE_BYTES["other"])
         nbytes = input.numel() * input.element_size()
-        self.size = max(1, min(most, max(most // 4, nbytes // 32)) // self.dtype.itemsize)
+        # Beside the gradient there is one buffer where that has the dtype computed in, else two.
+        share = nbytes // (16 if input.dtype == self.dtype else 32)
+        self.size = max(1, min(most, max(most // 4, share)) // self.dtype.itemsize)
         # On a device, looking at the residuals would wait for it.
         self.looks = input.is_cpu
         info = torch.finfo(self.dtype)
@@ -335,29 +343,39 @@ class _Tiles:
         return s if float(low) > self.sound[0] and float(high) < self.sound[1] else None
 
 
-def _tiled_elements(
-    kernel: type[Kernel], input: Tensor, target: Tensor, c: Scale, mode: str
-) -> Tensor:
+def _tiled_total(kernel: type[Kernel], input: Tensor, target: Tensor, c: Scale) -> Tensor:
     tiles = _Tiles(input, target, c)
-    out = [torch.empty_like(input, dtype=tiles.dtype)] if mode == ELEMENTS else []
-    scales = [c.expand(input.shape)] if isinstance(c, Tensor) else []
-    x, y, *more = _flat(0, input, target, *out, *scales)
+    x, y, *scales = _flat(0, input, target, *_expanded(c, input))
     total = torch.zeros((), dtype=torch.float64 if tiles.looks else tiles.dtype, device=x.device)
     for at in _blocks(x.shape, tiles.size):
         r = tiles.load(x[at], y[at], tiles.buffer(0, x[at]))
-        block = more[0][at] if out else tiles.buffer(1, r)
-        values = tiles.place(1, block)
-        part = None
-        if tiles.fast and kernel.tile_values(r, values, float(c)):
-            part = values.sum()
-        if part is None or not math.isfinite(part):
-            scale = more[-1][at] if scales else c
-            values.copy_(_value(kernel, r, scale, ELEMENTS))
-            part = values.sum()
+        part: Scale = math.nan
+        if tiles.fast:
+            part = kernel.tile_sum(r, tiles.buffer(1, r), float(c))
+        if not math.isfinite(part):
+            part = _value(kernel, r, scales[0][at] if scales else c, ELEMENTS).sum()
         total += part
+    return total.to(tiles.dtype)
+
+
+def _tiled_elements(kernel: type[Kernel], input: Tensor, target: Tensor, c: Scale) -> Tensor:
+    tiles = _Tiles(input, target, c)
+    out = torch.empty_like(input, dtype=tiles.dtype)
+    x, y, puts, *scales = _flat(0, input, target, out, *_expanded(c, input))
+    for at in _blocks(x.shape, tiles.size):
+        block = puts[at]
+        r = tiles.load(x[at], y[at], tiles.buffer(0, block))
+        values = tiles.place(1, block)
+        done = tiles.fast and kernel.tile_values(r, values, float(c))
+        if not (done and math.isfinite(values.sum())):
+            values.copy_(_value(kernel, r, scales[0][at] if scales else c, ELEMENTS))
         if values is not block:
             block.copy_(values)
-    return out[0] if out else total.to(tiles.dtype)
+    return out
+
+
+def _expanded(c: Scale, input: Tensor) -> tuple[Tensor, ...]:
+    return (c.expand(input.shape),) if isinstance(c, Tensor) else ()
 
 
 def _tiled_gradient_of_elements(
@@ -366,17 +384,18 @@ def _tiled_gradient_of_elements(
     tiles = _Tiles(input, target, c)
     if not any(g.stride()):  # one number for all, as a sum over the values hands back
         g = g[(0,) * g.dim()]
-    each = [g] if g.dim() else []
+    each = (g,) if g.dim() else ()
     factor: Scale = 1.0 if each else float(g) if tiles.looks else g
-    scales = [c.expand(input.shape)] if isinstance(c, Tensor) else []
-    x, y, puts, *more = _flat(0, input, target, out, *each, *scales)
+    x, y, puts, *more = _flat(0, input, target, out, *each, *_expanded(c, input))
     for at in _blocks(x.shape, tiles.size):
         block = puts[at]
         r = tiles.load(x[at], y[at], tiles.place(0, block))
         if not (
             tiles.fast and kernel.tile_gradient(r, tiles.buffer(1, r), float(c), float(factor))
         ):
-            r.copy_(_slope(kernel, r, more[-1][at] if scales else c, ELEMENTS)).mul_(factor)
+            r.copy_(_slope(kernel, r, more[-1][at] if isinstance(c, Tensor) else c, ELEMENTS)).mul_(
+                factor
+            )
         if each:
             r.mul_(more[0][at])
         if r is not block:
@@ -403,8 +422,7 @@ def _tiled_samples(
             else:
                 puts[0][rows] = _pull(kernel, r, scale, SAMPLES, out.dtype, g[rows])
         elif g is None:
-            norm = s.sqrt()
-            out[rows] = kernel.value(norm, norm, s, scale, 1.0)
+            out[rows] = kernel.value(s, s, scale, 1.0)
         else:
             factor = kernel.weight(s, scale) * g[rows]
             for at in _blocks(xs.shape, tiles.size):
@@ -429,8 +447,10 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def forward(input: Tensor, target: Tensor, c: Scale, kernel: type[Kernel], mode: str) -> Tensor:
-        if mode != SAMPLES:
-            return _tiled_elements(kernel, input, target, c, mode)
+        if mode == TOTAL:
+            return _tiled_total(kernel, input, target, c)
+        if mode == ELEMENTS:
+            return _tiled_elements(kernel, input, target, c)
         out = input.new_empty(len(input), dtype=_compute_dtype(input, target))
         return _tiled_samples(kernel, input, target, c, out, None)
 

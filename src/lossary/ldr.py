@@ -31,6 +31,9 @@ from lossary._state import PerSampleState
 _SOURCE = "Zhu, Ying, Yang 2023"
 _HINGES = "Crammer, Singer 2001; Weston, Watkins 1999"
 
+#: How many numbers stay in the cache while they are read time and again.
+_CACHED = 1 << 18
+
 
 class LDRKLLoss(ClassificationLoss):
     r"""LDR loss with a KL regulariser: cross-entropy with a margin and a temperature.
@@ -715,14 +718,12 @@ def _quadratic_value(
     with_target = count < size
     size, some = size.clamp(min=1.0), count.clamp(min=1.0)
 
-    # Distances are taken from the rival nearest to the mean. Of the sum of their squares the mean's
+    # Distances are taken from the logit nearest to the mean. Of the sum of their squares the mean's
     # then takes half at most, so nothing cancels; and ties are exact, for lam has no lower limit.
-    finite = rivals & (base > -math.inf)
-    mean = torch.where(finite, base, 0.0).sum(-1) / some
-    off = (base - mean.unsqueeze(-1)).abs()
-    nearest = torch.where(finite, off, math.inf).argmin(-1, keepdim=True)
-    centre = torch.take_along_dim(f.detach(), nearest, -1)
-    centre = torch.where(finite.any(-1, keepdim=True), centre, top)
+    mean = torch.where(rivals & (base > -math.inf), base, 0.0).sum(-1) / some
+    nearest = (base - mean.unsqueeze(-1)).abs().argmin(-1, keepdim=True)
+    # Where there is a nan, and only there, the top is one too.
+    centre = torch.where(top.isnan(), top, torch.take_along_dim(f.detach(), nearest, -1))
     d, behind = f - centre, centre.squeeze(-1) - own
     if rows is not None:
         extra = torch.take_along_dim(rows.detach().expand_as(base), nearest, -1)
@@ -749,24 +750,36 @@ def _quadratic_value(
 
 
 def _support(w: Tensor, width: float) -> Tensor:
-    """Return where the projection of w/width onto the simplex is positive, on the last axis.
+    """Return where the projection of w/width onto the simplex is positive, on the last axis."""
+    # Rows that leave the cache would go through memory with every step.
+    rows = max(1, _CACHED // w.shape[-1])
+    if not readable(w) or w.numel() <= rows * w.shape[-1]:
+        return _above_threshold(w, width)
+    flat = w.reshape(-1, w.shape[-1])
+    parts = [_above_threshold(flat[a : a + rows], width) for a in range(0, len(flat), rows)]
+    return torch.cat(parts).view(w.shape)
 
-    That is where w exceeds the root of phi(x) = sum_k max(0, w_k - x) - width, found by Newton's
-    method from below. As phi is convex and falls, steps stay below the root; and with the number of
-    w that exceed x, s, the ratios of phi and of s to those of the step before add up to 1 at most.
-    So every step divides phi s by 4 or more, from K^2 width at the start: that many steps and
-    phi/width, the error in the sum of r, is a rounding. Mostly a few are enough.
+
+def _above_threshold(w: Tensor, width: float) -> Tensor:
+    """Return where w exceeds the root x of phi(x) = sum_k max(0, w_k - x) - width.
+
+    By Newton's method from below. As phi is convex and falls, steps stay below the root; and with
+    s, the number of w that exceed x, the ratios of phi and of s to those of the step before add up
+    to 1 at most. So every step divides phi s by 4 or more, from K^2 width at the start: that many
+    steps, and phi/width, the error in the sum of r, is a rounding. Mostly a few are enough.
     """
     # From the top: ties there are then exact.
     w = w - w.amax(-1, keepdim=True)
-    inside = w > -width
+    x = torch.full_like(w[..., :1], -width)
+    size = torch.zeros_like(x, dtype=torch.long)
     steps = math.log2(w.shape[-1]) - math.log2(torch.finfo(w.dtype).eps) / 2.0
     for _ in range(math.ceil(steps)):
-        total = torch.where(inside, w, 0.0).sum(-1, keepdim=True)
-        before, inside = inside, w > (total - width) / inside.sum(-1, keepdim=True)
-        if readable(inside) and torch.equal(inside, before):
+        over = (w - x).clamp_(min=0.0)
+        before, size = size, (over > 0.0).sum(-1, keepdim=True)
+        x = x + (over.sum(-1, keepdim=True) - width) / size
+        if readable(size) and torch.equal(size, before):
             break
-    return inside
+    return w > x
 
 
 def _largest(w: Tensor, k: int) -> Tensor:
@@ -830,10 +843,12 @@ def _normalized(logits: Tensor, axis: int, normalize: str) -> Tensor:
     f = _upcast(logits)
     if normalize != "l1":
         f = softplus(f)
-        mean = f.mean(axis, keepdim=True)
-    else:
-        mean = f.abs().mean(axis, keepdim=True)
-    return f / mean.clamp(min=torch.finfo(f.dtype).tiny)
+    # A sum and a product of the logits: the backward of their mean and quotient holds a third more.
+    total = (f.abs() if normalize == "l1" else f).sum(axis, keepdim=True)
+    mean = (total / f.shape[axis]).clamp(min=torch.finfo(f.dtype).tiny)
+    # In units of itself: the slope of 1/mean, 1/mean^2, overflows where its products do not.
+    unit = mean.detach()
+    return f * ((mean / unit).reciprocal() / unit)
 
 
 def _above_chance(u: Tensor, num_classes: int) -> Tensor:

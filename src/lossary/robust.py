@@ -128,10 +128,10 @@ class _PseudoHuber(Kernel):
     steep = True
 
     @staticmethod
-    def value(r: Tensor, a: Tensor, s: Tensor, c: Scale, m: Scale) -> Tensor:
+    def value(square: Tensor, s: Tensor, c: Scale, m: Scale) -> Tensor:
         # m (sqrt(s + q^2) - q) would cancel all digits of a small residual's loss.
         q = c / m
-        return r * (a / ((s + q * q).sqrt() + q))
+        return square / ((s + q * q).sqrt() + q)
 
     @staticmethod
     def weight(s: Tensor, q: Scale) -> Tensor:
@@ -154,9 +154,19 @@ class _PseudoHuber(Kernel):
     def tile_values(r: Tensor, out: Tensor, c: float) -> bool:
         if not _squares_are_finite(r):
             return False
-        torch.addcmul(r.new_tensor(c * c), r, r, out=out)
-        torch.div(r, out.sqrt_().add_(c), out=out).mul_(r)
+        torch.addcmul(r.new_tensor(c * c), r, r, out=out).sqrt_()
+        torch.div(r, out.add_(c), out=out).mul_(r)
         return True
+
+    @classmethod
+    def tile_sum(cls, r: Tensor, scratch: Tensor, c: float) -> float:
+        roots = float(torch.addcmul(r.new_tensor(c * c), r, r, out=scratch).sqrt_().sum())
+        # The roots are right to half a spacing each, so that their sum less that of the scales has
+        # all its digits where most of it is left. Elsewhere every value is formed without loss.
+        total = roots - c * r.numel()
+        if total >= 0.25 * roots:
+            return total
+        return float(torch.div(r, scratch.add_(c), out=scratch).mul_(r).sum())
 
     @staticmethod
     def tile_gradient(r: Tensor, scratch: Tensor, c: float, g: float) -> bool:
@@ -178,7 +188,7 @@ class _Cauchy(Kernel):
     steep = False
 
     @staticmethod
-    def value(r: Tensor, a: Tensor, s: Tensor, c: Scale, m: Scale) -> Tensor:
+    def value(square: Tensor, s: Tensor, c: Scale, m: Scale) -> Tensor:
         q = c / m
         if isinstance(q, float) and q == 1.0:
             return (s * 0.5).log1p()
