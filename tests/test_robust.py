@@ -1195,7 +1195,7 @@ def test_a_sum_over_the_elements_never_makes_the_values(loss, reduction):
     module = loss(0.03, "elementwise", reduction=reduction)
     # Two tiles, of a sixteenth of the input each.
     assert peak_bytes(lambda: module(x, y)) <= 0.13 * x.nbytes
-    assert peak_bytes(lambda: module(x, y, normalizer=3.0)) <= 0.1 * x.nbytes
+    assert peak_bytes(lambda: module(x, y, normalizer=3.0)) <= 0.13 * x.nbytes
 
 
 @every_loss
