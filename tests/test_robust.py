@@ -1205,7 +1205,7 @@ def test_values_alone_hold_the_values_and_two_tiles(loss):
     # The base hands out a copy of the values.
     assert peak_bytes(lambda: module.per_sample(x, y)) <= 1.1 * x.nbytes
     vector = loss(0.03, "vector", reduction="none")
-    assert peak_bytes(lambda: vector(x.view(4096, 1024), y.view(4096, 1024))) <= 0.1 * x.nbytes
+    assert peak_bytes(lambda: vector(x.view(4096, 1024), y.view(4096, 1024))) <= 0.13 * x.nbytes
 
 
 @every_loss

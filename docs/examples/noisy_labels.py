@@ -33,8 +33,8 @@ LOSSES: dict[str, Callable[[int], nn.Module]] = {
     'LDRKLLoss(lam=10, margin=0.1, normalize="softplus")': lambda n: lossary.LDRKLLoss(
         lam=10.0, margin=0.1, normalize="softplus"
     ),
-    'ALDRKLLoss(n, lam=1, margin=0.1, normalize="softplus")': lambda n: lossary.ALDRKLLoss(
-        n, lam=1.0, margin=0.1, normalize="softplus", margin_in_update=False, prob_eps=1e-5
+    'ALDRKLLoss(n, lam=10, margin=0.1, normalize="softplus")': lambda n: lossary.ALDRKLLoss(
+        n, lam=10.0, margin=0.1, normalize="softplus", margin_in_update=False, prob_eps=1e-5
     ),
     "SymmetricCrossEntropyLoss(alpha=0.1, beta=1)": lambda n: lossary.SymmetricCrossEntropyLoss(
         alpha=0.1, beta=1.0
@@ -85,7 +85,11 @@ Notes on the default run
 - MulticlassMAELoss settles slowly: its gradient vanishes where the label looks improbable, so a run
   may leave out a whole digit for many epochs, or for good. Hence the large spread in some columns.
 - LDRKLLoss(lam=1, margin=0.1) is cross-entropy but for the small margin, and behaves like it. The
-  robust one is lam=10 on normalised logits, the setting of the authors' experiment script."""
+  robust one is lam=10 on normalised logits, the setting of the authors' experiment script.
+- ALDRKLLoss, in the same setting, cannot be told from it. At lam=1 it is worse than cross-entropy
+  under noise: its temperatures only fall, and a lower one fights harder for a wrong label.
+- TruncatedGCELoss decides every 10 epochs, from the 40th on, which samples to leave out. Under
+  symmetric noise of 40 and 60 % it is the best here."""
 
 
 def generator(purpose: str, seed: int) -> torch.Generator:
