@@ -30,8 +30,8 @@ TOTAL, ELEMENTS, SAMPLES = "total", "elements", "samples"
 #: Below this many bytes of input, stock operations beat the tiled Function's call overhead.
 TILED_FROM_BYTES = 2 << 20
 #: Residuals of one tile at most; down to a quarter of it for inputs beside which it would be large.
-#: On a CPU: two of them fit into the caches. On an accelerator: enough to fill it.
-TILE_BYTES = {"cpu": 1 << 20, "other": 64 << 20}
+#: On a CPU: two of them fit into the caches, and calls cost little. On an accelerator: fill it.
+TILE_BYTES = {"cpu": 2 << 20, "other": 64 << 20}
 
 Scale = float | Tensor
 

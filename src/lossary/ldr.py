@@ -774,7 +774,7 @@ def _above_threshold(w: Tensor, width: float) -> Tensor:
     size = torch.zeros_like(x, dtype=torch.long)
     steps = math.log2(w.shape[-1]) - math.log2(torch.finfo(w.dtype).eps) / 2.0
     for _ in range(math.ceil(steps)):
-        over = (w - x).clamp_(min=0.0)
+        over = torch.relu(w - x)
         before, size = size, (over > 0.0).sum(-1, keepdim=True)
         x = x + (over.sum(-1, keepdim=True) - width) / size
         if readable(size) and torch.equal(size, before):
