@@ -4,7 +4,7 @@ The data are the 1797 real handwritten digits that come with scikit-learn (8x8 p
 Part of the training labels is replaced by wrong ones; the test labels stay clean. A network that is
 trained long enough learns the wrong labels by heart; robust losses are meant to resist that.
 
-    python noisy_labels.py            # about four minutes
+    python noisy_labels.py            # two to four minutes
     python noisy_labels.py --smoke    # a few seconds, only to see that it runs
 
 It prints a Markdown table (mean ± standard deviation over the seeds of the clean test accuracy

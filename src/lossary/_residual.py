@@ -29,7 +29,7 @@ TOTAL, ELEMENTS, SAMPLES = "total", "elements", "samples"
 
 #: Below this many bytes of input, stock operations beat the tiled Function's call overhead.
 TILED_FROM_BYTES = 2 << 20
-#: Residuals of one tile at most; down to a quarter of it for inputs beside which it would be large.
+#: Residuals of one tile at most; down to an eighth of it for inputs beside which it would be large.
 #: On a CPU: two of them fit into the caches, and calls cost little. On an accelerator: fill it.
 TILE_BYTES = {"cpu": 2 << 20, "other": 64 << 20}
 
@@ -302,7 +302,7 @@ class _Tiles:
         nbytes = input.numel() * input.element_size()
         # Beside the gradient there is one buffer where that has the dtype computed in, else two.
         share = nbytes // (16 if input.dtype == self.dtype else 32)
-        self.size = max(1, min(most, max(most // 4, share)) // self.dtype.itemsize)
+        self.size = max(1, min(most, max(most // 8, share)) // self.dtype.itemsize)
         # On a device, looking at the residuals would wait for it.
         self.looks = input.is_cpu
         info = torch.finfo(self.dtype)
