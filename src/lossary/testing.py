@@ -1057,7 +1057,12 @@ def _state_compiled(s: _Subject) -> None:
     compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
     for seed in range(2):
         xs = s.make(dtype=torch.float32, seed=seed)
-        _compare_all(f"step {seed + 1}", s.evaluate(xs, compiled), s.evaluate(xs, loss), rtol=1e-5)
+        found = s.evaluate(xs, loss)
+        # Terms may cancel: the scale of the value is what its inputs contribute to it.
+        scale = sum(float((g * x).abs().sum()) for g, x in zip(found[1:], s.at(xs), strict=True))
+        _compare_all(
+            f"step {seed + 1}", s.evaluate(xs, compiled), found, rtol=1e-5, atol=1e-5 * scale
+        )
     for name, x in other.state_dict().items():
         _compare(f"compiled, {name}", x, loss.state_dict()[name], rtol=1e-5)
 
