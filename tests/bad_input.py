@@ -16,17 +16,29 @@ from lossary import (
     ALDRKLLoss,
     CauchyLoss,
     CompSumLoss,
+    ConsistencyLoss,
     CrammerSingerLoss,
+    DPOLoss,
+    EarlyTimestepDiffusionLoss,
     GeneralizedCrossEntropyLoss,
+    GlobalContrastiveLoss,
+    InfoNCELoss,
     LDRKLLoss,
     LDRLoss,
     Loss,
     MulticlassMAELoss,
+    NTXentLoss,
     PseudoHuberLoss,
     ReverseCrossEntropyLoss,
+    RobustDPOLoss,
+    RPOLoss,
+    SequenceNLLLoss,
     SmoothAdversarialCompSumLoss,
+    SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
+    TCMLoss,
     TruncatedGCELoss,
+    TwoWayGlobalContrastiveLoss,
     WestonWatkinsLoss,
 )
 
@@ -295,6 +307,153 @@ def adversarial(id: str, says: tuple[str, ...], *inputs: Any, error=ValueError, 
     return Row(name, "adv_logits", says, error, SmoothAdversarialCompSumLoss, o, inputs)
 
 
+def contrastive(loss: type[Loss], first: str, second: str, **o: Any) -> tuple[Row, ...]:
+    """What no loss of two matrices of embeddings takes."""
+    x, y = torch.ones(4, 3), torch.eye(4, 3)
+    more = (torch.arange(4),) if o else ()
+
+    def called(argument: str, id: str, says: tuple[str, ...], *inputs: Any, **k: Any) -> Row:
+        error = k.pop("error", ValueError)
+        name = f"{loss.__name__}_{argument}_{id}"
+        return Row(name, argument, says, error, loss, o, (*inputs, *more), k)
+
+    def number(argument: str, value: float, *says: str) -> Row:
+        return hyper(loss, argument, value, *says, **o)
+
+    return (
+        *not_numbers(loss, "temperature", **o),
+        number("temperature", 0.0, "(0, inf)", "0.0"),
+        number("temperature", -0.1, "(0, inf)", "-0.1"),
+        number("temperature", NAN, "(0, inf)", "nan"),
+        number("temperature", INF, "(0, inf)", "inf"),
+        hyper(loss, "normalize", None, "True, False", "None", **o),
+        hyper(loss, "reduction", "average", "'mean'", "'average'", **o),
+        called(first, "list", ("a tensor", "list"), x.tolist(), y, error=TypeError),
+        called(second, "none", ("a tensor", "NoneType"), x, None, error=TypeError),
+        called(first, "int", ("floating", "int64"), x.long(), y, error=TypeError),
+        called(second, "complex", ("floating", "complex64"), x, y + 0j, error=TypeError),
+        called(first, "flat", ("(N, D)", "got (3,)"), x[0], y[0]),
+        called(first, "cube", ("(N, D)", "got (4, 3, 1)"), x[:, :, None], y[:, :, None]),
+        called(first, "width", ("D >= 1", "got (4, 0)"), x[:, :0], y[:, :0]),
+        called(second, "rows", (f"of {first}, (4, 3)", "got (1, 3)"), x, y[:1]),
+        called(second, "columns", (f"of {first}, (4, 3)", "got (4, 2)"), x, y[:, :2]),
+        called("weight", "shape", ("(4,)", "got (4, 1)"), x, y, weight=torch.ones(4, 1)),
+    )
+
+
+def remembering(loss: type[Loss]) -> tuple[Row, ...]:
+    """What the global contrastive losses do not take."""
+    o = {"num_samples": 5}
+    x, y, index = torch.ones(4, 3), torch.eye(4, 3), torch.arange(4)
+
+    def called(
+        argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError
+    ) -> Row:
+        return Row(f"{loss.__name__}_{argument}_{id}", argument, says, error, loss, o, inputs)
+
+    def number(argument: str, value: Any, *says: str, **k: Any) -> Row:
+        return hyper(loss, argument, value, *says, **o, **k)
+
+    return (
+        *contrastive(loss, "z1", "z2", **o),
+        *(
+            row
+            for name in ("gamma", "tau_min", "tau_max", "rho", "eta", "beta")
+            for row in not_numbers(loss, name, **o)
+        ),
+        number("gamma", 0.0, "(0, 1]", "0.0"),
+        number("gamma", 1.5, "(0, 1]", "1.5"),
+        number("tau_min", 0.0, "(0, inf)", "0.0"),
+        number("tau_max", 0.001, "[", "got 0.001"),
+        number("tau_max", INF, "inf", "got inf"),
+        number("temperature", 3.0, "[", "got 3.0", individualized=True),
+        number("rho", -0.1, "[0, inf)", "-0.1"),
+        number("eta", 0.0, "(0, inf)", "0.0"),
+        number("beta", 0.0, "(0, 1]", "0.0"),
+        number("beta", 1.1, "(0, 1]", "1.1"),
+        number("grad_clip", 0.0, "(0, inf)", "0.0"),
+        number("grad_clip", "3", "a number", "str", error=TypeError),
+        number("individualized", None, "True, False", "None"),
+        number("gamma_schedule", "linear", "'cosine'", "'linear'"),
+        number(
+            "gamma_decay_epochs",
+            None,
+            "an int",
+            "NoneType",
+            error=TypeError,
+            gamma_schedule="cosine",
+        ),
+        number("gamma_decay_epochs", 0, "at least 1", "0", gamma_schedule="cosine"),
+        number("state_dtype", torch.float16, "torch.float32", "torch.float16"),
+        hyper(loss, "num_samples", 0, "at least 1", "0"),
+        hyper(loss, "num_samples", 5.0, "an int", "float", error=TypeError),
+        called("z1", "alone", ("at least 2 samples", "got 1"), x[:1], y[:1], index[:1]),
+        called("index", "above", ("[0, 5)", "got 5"), x, y, index + 2),
+        called("index", "negative", ("[0, 5)", "got -1"), x, y, index - 1),
+        called("index", "short", ("(4,)", "got (3,)"), x, y, index[:3]),
+        called("index", "column", ("(4,)", "got (4, 1)"), x, y, index[:, None]),
+        called("index", "float", ("integer", "float32"), x, y, index.float(), error=TypeError),
+        called("index", "bool", ("integer", "bool"), x, y, index > 1, error=TypeError),
+        called("index", "list", ("a tensor", "list"), x, y, [0, 1, 2, 3], error=TypeError),
+    )
+
+
+def metric_learning() -> tuple[Row, ...]:
+    """What TCM does not take."""
+    x, y = torch.eye(4, 3), torch.tensor([0, 0, 1, 1])
+
+    def called(
+        argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError
+    ) -> Row:
+        return Row(f"TCMLoss_{argument}_{id}", argument, says, error, TCMLoss, {}, inputs)
+
+    return (
+        *(
+            row
+            for name in ("margin_pos", "margin_neg", "lambda_pos", "lambda_neg")
+            for row in not_numbers(TCMLoss, name)
+        ),
+        hyper(TCMLoss, "margin_pos", 1.1, "[-1, 1]", "1.1"),
+        hyper(TCMLoss, "margin_neg", -1.1, "[-1, 1]", "-1.1"),
+        hyper(TCMLoss, "margin_neg", NAN, "[-1, 1]", "nan"),
+        hyper(TCMLoss, "lambda_pos", -1.0, "[0, inf)", "-1.0"),
+        hyper(TCMLoss, "lambda_neg", INF, "[0, inf)", "inf"),
+        hyper(TCMLoss, "normalize", 1.5, "True, False", "1.5"),
+        called("embeddings", "flat", ("(N, D)", "got (3,)"), x[0], y[0]),
+        called("embeddings", "int", ("floating", "int64"), x.long(), y, error=TypeError),
+        called("labels", "float", ("integers", "float32"), x, y.float(), error=TypeError),
+        called("labels", "bool", ("integers", "bool"), x, y > 0, error=TypeError),
+        called("labels", "list", ("a tensor", "list"), x, y.tolist(), error=TypeError),
+        called("labels", "short", ("(4,)", "got (3,)"), x, y[:3]),
+        called("labels", "column", ("(4,)", "got (4, 1)"), x, y[:, None]),
+        called("labels", "one_hot", ("(4,)", "got (4, 2)"), x, torch.eye(2).long()[y]),
+    )
+
+
+def info_nce() -> tuple[Row, ...]:
+    """What InfoNCE does not take beside that."""
+    x, y = torch.ones(4, 3), torch.eye(4, 3)
+
+    def called(id: str, says: tuple[str, ...], negatives: Any, error=ValueError, **o: Any) -> Row:
+        name = f"InfoNCELoss_negatives_{id}"
+        return Row(name, "negatives", says, error, InfoNCELoss, o, (x, y, negatives))
+
+    return (
+        hyper(InfoNCELoss, "symmetric", 2.0, "True, False", "2.0"),
+        hyper(InfoNCELoss, "symmetric", True, "in_batch=False", "True", in_batch=False),
+        hyper(InfoNCELoss, "in_batch", None, "True, False", "None"),
+        hyper(InfoNCELoss, "learnable_temperature", None, "True, False", "None"),
+        hyper(InfoNCELoss, "temperature", 0.005, "[0.01, inf)", "0.005", id="learnable",
+              learnable_temperature=True),
+        called("missing", ("in_batch=False", "None"), None, in_batch=False),
+        called("list", ("a tensor", "list"), y.tolist(), TypeError),
+        called("int", ("floating", "int64"), y.long(), TypeError),
+        called("width", ("(M, 3)", "got (5, 4)"), torch.ones(5, 4)),
+        called("flat", ("(M, 3)", "got (3,)"), torch.ones(3)),
+        called("rows", ("(4, M, 3)", "got (5, 2, 3)"), torch.ones(5, 2, 3)),
+    )  # fmt: skip
+
+
 def robust(loss: type[Loss]) -> tuple[Row, ...]:
     """What no loss of a residual takes."""
     x, y = torch.zeros(4, 3), torch.ones(4, 3)
@@ -376,6 +535,247 @@ def robust(loss: type[Loss]) -> tuple[Row, ...]:
                keywords={"normalizer": 0.0}),
         called("normalizer", "none", ("not used", "got one"), x, y, mode="elementwise",
                reduction="none", keywords={"normalizer": 2.0}),
+    )  # fmt: skip
+
+
+def called(loss: type[Loss], argument: str, id: str, says: tuple[str, ...], *inputs: Any, **o: Any):
+    """Inputs that one loss refuses; ``error`` and ``keywords`` are of the call."""
+    error, keywords = o.pop("error", ValueError), o.pop("keywords", {})
+    name = f"{loss.__name__}_{argument}_{id}"
+    return Row(name, argument, says, error, loss, o, inputs, keywords)
+
+
+def preference(loss: type[Loss]) -> tuple[Row, ...]:
+    """What no loss of a pair of answers takes."""
+    x = torch.tensor([-3.0, -2.0, -4.0, -1.0])
+    names = tuple(
+        f"{model}_{answer}_logps"
+        for model in ("policy", "reference")
+        for answer in ("chosen", "rejected")
+    )
+
+    def with_one(i: int, value: Any) -> list[Any]:
+        return [value if j == i else x for j in range(4)]
+
+    return (
+        *not_numbers(loss, "beta"),
+        hyper(loss, "beta", 0.0, "(0, inf)", "got 0.0"),
+        hyper(loss, "beta", -0.1, "(0, inf)", "-0.1"),
+        hyper(loss, "beta", NAN, "(0, inf)", "nan"),
+        hyper(loss, "beta", INF, "(0, inf)", "inf"),
+        hyper(loss, "reduction", "average", "'mean'", "'average'"),
+        *(
+            row
+            for i, name in enumerate(names)
+            for row in (
+                called(loss, name, "list", ("a tensor", "list"), *with_one(i, [1.0]),
+                       error=TypeError),
+                called(loss, name, "int", ("floating", "int64"), *with_one(i, x.long()),
+                       error=TypeError),
+                called(loss, name, "complex", ("floating", "complex64"), *with_one(i, x + 0j),
+                       error=TypeError),
+            )
+        ),
+        *(
+            row
+            for i, name in enumerate(names[1:], 1)
+            for row in (
+                called(loss, name, "column", ("policy_chosen_logps", "(4,)", "got (4, 1)"),
+                       *with_one(i, x[:, None])),
+                called(loss, name, "short", ("(4,)", "got (3,)"), *with_one(i, x[:3])),
+                called(loss, name, "one", ("(4,)", "got (1,)"), *with_one(i, x[:1])),
+                called(loss, name, "number", ("(4,)", "got ()"), *with_one(i, x[0])),
+                called(loss, name, "meta", ("device cpu", "meta"), *with_one(i, x.to("meta"))),
+            )
+        ),
+        called(loss, names[0], "none", ("a tensor", "NoneType"), None, x, x, x, error=TypeError),
+        called(loss, names[1], "none", ("a tensor", "NoneType"), x, None, x, x, error=TypeError),
+        called(loss, names[2], "alone_missing", (names[3], "got None"), x, x, None, x),
+        called(loss, names[3], "alone_missing", (names[2], "got None"), x, x, x, None),
+        called(loss, names[3], "not_given", (names[2], "got None"), x, x, x),
+        called(loss, "weight", "column", ("(4,)", "got (4, 1)"), x, x, x, x,
+               keywords={"weight": torch.ones(4, 1)}),
+        called(loss, "weight", "list", ("a tensor", "list"), x, x, x, x,
+               keywords={"weight": [1.0] * 4}, error=TypeError),
+        called(loss, "weight", "int", ("float or bool", "int64"), x, x, x, x,
+               keywords={"weight": torch.ones(4).long()}, error=TypeError),
+        called(loss, "normalizer", "none", ("not used", "got one"), x, x, x, x, reduction="none",
+               keywords={"normalizer": 2.0}),
+    )  # fmt: skip
+
+
+def lengths(
+    loss: type[Loss], names: tuple[str, ...], logps: int, unused: str, **options: Any
+) -> tuple[Row, ...]:
+    """What no loss takes as lengths: with the options needed, without them not taken."""
+    x, good = torch.tensor([-3.0, -2.0, -4.0, -1.0]), torch.tensor([3, 1, 2, 5])
+
+    def with_one(i: int, value: Any) -> list[Any]:
+        return [x] * logps + [value if j == i else good for j in range(len(names))]
+
+    def row(i: int, id: str, says: tuple[str, ...], value: Any, error=ValueError, **o: Any) -> Row:
+        return called(loss, names[i], id, says, *with_one(i, value), error=error, **options, **o)
+
+    half, weight = good.bfloat16(), torch.tensor([1.0, 0.0, 1.0, 1.0])
+    wrong = torch.tensor([3, 0, 0, 5])
+    return (
+        called(loss, names[0], "unused", ("None", unused, "Tensor"), *with_one(0, good),
+               error=TypeError,
+               **({"normalize": "sum"} if loss is SequenceNLLLoss else {})),
+        *(
+            r
+            for i in range(len(names))
+            for r in (
+                row(i, "missing", ("a tensor", "NoneType"), None, TypeError),
+                row(i, "list", ("a tensor", "list"), [3, 1, 2, 5], TypeError),
+                row(i, "bool", ("integers", "bool"), good > 1, TypeError),
+                row(i, "half", ("integers, float32", "bfloat16"), half, TypeError),
+                row(i, "complex", ("integers", "complex64"), good + 0j, TypeError),
+                row(i, "column", ("(4,)", "got (4, 1)"), good[:, None]),
+                row(i, "short", ("(4,)", "got (3,)"), good[:3]),
+                row(i, "meta", ("device cpu", "meta"), good.to("meta")),
+                row(i, "zero", (">= 1", "got 0"), torch.tensor([3, 0, 2, 5])),
+                row(i, "negative", (">= 1", "got -2"), torch.tensor([3, 1, -2, 5])),
+                row(i, "fraction", (">= 1", "got 0.5"), torch.tensor([3.0, 0.5, 2.0, 5.0])),
+                row(i, "nan", (">= 1", "got nan"), torch.tensor([3.0, NAN, 2.0, 5.0])),
+                row(i, "inf", (">= 1", "got inf"), torch.tensor([3.0, INF, 2.0, 5.0])),
+                row(i, "zero_beside_weight_0", (">= 1", "got 0"), wrong,
+                    keywords={"weight": weight}),
+            )
+        ),
+    )  # fmt: skip
+
+
+def generative() -> tuple[Row, ...]:
+    """What the losses of consistency models and of teachers do not take."""
+    x, y = torch.zeros(4, 3), torch.ones(4, 3)
+    index = _indices(0, 1, 2, 3)
+
+    def called(
+        loss: type[Loss], argument: str, id: str, says: tuple[str, ...], *inputs: Any, **o: Any
+    ) -> Row:
+        error, keywords = o.pop("error", ValueError), o.pop("keywords", {})
+        name = f"{loss.__name__}_{argument}_{id}"
+        return Row(name, argument, says, error, loss, o, inputs, keywords)
+
+    def pair(loss: type[Loss], first: str, second: str, *further: Any) -> tuple[Row, ...]:
+        def row(argument: str, id: str, says: tuple[str, ...], a: Any, b: Any, **o: Any) -> Row:
+            return called(loss, argument, id, says, a, b, *further, **o)
+
+        return (
+            row(first, "list", ("a tensor", "list"), y.tolist(), y, error=TypeError),
+            row(second, "none", ("a tensor", "NoneType"), x, None, error=TypeError),
+            row(first, "int", ("floating", "int64"), y.long(), y, error=TypeError),
+            row(second, "bool", ("floating", "bool"), x, y > 0, error=TypeError),
+            row(second, "complex", ("floating", "complex64"), x, y + 0j, error=TypeError),
+            row(second, "column", ("(4, 3)", "got (4, 1)"), x, y[:, :1]),
+            row(second, "row", ("(4, 3)", "got (3,)"), x, y[0]),
+            row(second, "transposed", ("(4, 3)", "got (3, 4)"), x, y.T),
+            row(second, "one_sample", ("(4, 3)", "got (1, 3)"), x, y[:1]),
+            row(second, "meta", ("device cpu", "meta"), x, y.to("meta")),
+            row(
+                "weight",
+                "of_elements",
+                ("(4,)", "got (4, 3)"),
+                x,
+                y,
+                keywords={"weight": torch.ones(4, 3)},
+            ),
+            row(
+                "weight",
+                "list",
+                ("a tensor", "list"),
+                x,
+                y,
+                keywords={"weight": [1.0]},
+                error=TypeError,
+            ),
+            row(
+                "normalizer", "zero", ("other than 0", "got 0"), x, y, keywords={"normalizer": 0.0}
+            ),
+            hyper(loss, "reduction", "average", "'mean'", "'average'"),
+        )
+
+    def consistent(argument: str, id: str, says: tuple[str, ...], *inputs: Any, **o: Any) -> Row:
+        return called(ConsistencyLoss, argument, id, says, *inputs, **o)
+
+    def early(argument: str, id: str, says: tuple[str, ...], *inputs: Any, **o: Any) -> Row:
+        return called(EarlyTimestepDiffusionLoss, argument, id, says, *inputs, **o)
+
+    def teaching(argument: str, id: str, says: tuple[str, ...], *inputs: Any, **o: Any) -> Row:
+        return called(SymmetricConsistencyLoss, argument, id, says, *inputs, **o)
+
+    weights = torch.ones(4)
+    return (
+        *pair(ConsistencyLoss, "prediction", "target"),
+        consistent("prediction", "0_dim", ("axis 0", "0-dim"), x[0, 0], y[0, 0]),
+        hyper(ConsistencyLoss, "distance", "l2", "a function", "str", error=TypeError),
+        hyper(ConsistencyLoss, "distance", 2.0, "a function", "float", error=TypeError),
+        hyper(ConsistencyLoss, "detach_target", None, "True, False", "None"),
+        hyper(ConsistencyLoss, "detach_target", "no", "True, False", "'no'"),
+        consistent("distance", "of_elements", ("shape (4,)", "got (4, 3)", '"vector"'), x, y,
+                   distance=CauchyLoss(1.0)),
+        consistent("distance", "mean", ("shape (4,)", "got ()"), x, y, distance=torch.nn.MSELoss()),
+        consistent("distance", "column", ("shape (4,)", "got (4, 1)"), x, y,
+                   distance=lambda a, b: (a - b).sum(1, keepdim=True)),
+        consistent("distance", "number", ("a tensor", "float"), x, y, distance=lambda a, b: 1.0,
+                   error=TypeError),
+        consistent("time_weight", "list", ("a tensor", "list"), x, y, [1.0] * 4, error=TypeError),
+        consistent("time_weight", "number", ("a tensor", "float"), x, y, 2.0, error=TypeError),
+        consistent("time_weight", "int", ("floating", "int64"), x, y, index, error=TypeError),
+        consistent("time_weight", "0_dim", ("(4,)", "got ()"), x, y, weights[0]),
+        consistent("time_weight", "one", ("(4,)", "got (1,)"), x, y, weights[:1]),
+        consistent("time_weight", "column", ("(4,)", "got (4, 1)"), x, y, weights[:, None]),
+        consistent("time_weight", "meta", ("device cpu", "meta"), x, y, weights.to("meta")),
+        consistent("time_weight", "negative", (">= 0", "got -0.5"), x, y,
+                   torch.tensor([1.0, -0.5, 0.0, 2.0])),
+        consistent("time_weight", "nan", (">= 0", "got nan"), x, y,
+                   torch.tensor([1.0, NAN, 0.0, 2.0])),
+        consistent("time_weight", "inf", ("finite", "got inf"), x, y,
+                   torch.tensor([1.0, 0.5, INF, 2.0])),
+        *pair(EarlyTimestepDiffusionLoss, "denoised", "target", index, 11),
+        early("denoised", "0_dim", ("axis 0", "0-dim"), x[0, 0], y[0, 0], index[0], 11),
+        *not_numbers(EarlyTimestepDiffusionLoss, "fraction"),
+        hyper(EarlyTimestepDiffusionLoss, "fraction", 0.0, "(0, 1]", "0.0"),
+        hyper(EarlyTimestepDiffusionLoss, "fraction", 1.1, "(0, 1]", "1.1"),
+        hyper(EarlyTimestepDiffusionLoss, "fraction", NAN, "(0, 1]", "nan"),
+        early("index", "list", ("a tensor", "list"), x, y, [0, 1, 2, 3], 11, error=TypeError),
+        early("index", "float", ("integer", "float32"), x, y, index.float(), 11, error=TypeError),
+        early("index", "bool", ("integer", "bool"), x, y, index > 1, 11, error=TypeError),
+        early("index", "complex", ("integer", "complex64"), x, y, index + 0j, 11, error=TypeError),
+        early("index", "column", ("(4,)", "got (4, 1)"), x, y, index[:, None], 11),
+        early("index", "one", ("(4,)", "got (1,)"), x, y, index[:1], 11),
+        early("index", "meta", ("device cpu", "meta"), x, y, index.to("meta"), 11),
+        early("index", "too_large", ("[0, 3)", "got 3"), x, y, index, 3),
+        early("index", "too_large_for_tensor", ("[0, 3)", "got 3"), x, y, index, torch.tensor(3)),
+        early("index", "negative", ("[0, 11)", "got -1"), x, y, index - 1, 11),
+        early("num_scales", "one", ("at least 2", "got 1"), x, y, index, 1),
+        early("num_scales", "one_tensor", ("at least 2", "got 1"), x, y, index, torch.tensor(1)),
+        early("num_scales", "float", ("an int", "float", "11.0"), x, y, index, 11.0,
+              error=TypeError),
+        early("num_scales", "bool", ("an int", "bool"), x, y, index, True, error=TypeError),
+        early("num_scales", "bool_tensor", ("0-dim integer", "bool"), x, y, index,
+              torch.tensor(True), error=TypeError),
+        early("num_scales", "float_tensor", ("0-dim integer", "float32"), x, y, index,
+              torch.tensor(11.0), error=TypeError),
+        early("num_scales", "of_samples", ("0-dim integer", "(4,)"), x, y, index, index + 5,
+              error=TypeError),
+        *pair(SymmetricConsistencyLoss, "logits", "teacher_logits"),
+        *not_numbers(SymmetricConsistencyLoss, "alpha"),
+        hyper(SymmetricConsistencyLoss, "alpha", -0.1, "[0, 1]", "-0.1"),
+        hyper(SymmetricConsistencyLoss, "alpha", 1.1, "[0, 1]", "1.1"),
+        hyper(SymmetricConsistencyLoss, "alpha", NAN, "[0, 1]", "nan"),
+        hyper(SymmetricConsistencyLoss, "detach_teacher", None, "True, False", "None"),
+        hyper(SymmetricConsistencyLoss, "class_dim", 1.0, "an int", "float", error=TypeError),
+        hyper(SymmetricConsistencyLoss, "class_dim", True, "an int", "bool", error=TypeError),
+        teaching("logits", "0_dim", ("class_dim", "()"), x[0, 0], y[0, 0]),
+        teaching("logits", "one_class", ("2 classes", "got 1"), x[:, :1], y[:, :1]),
+        teaching("logits", "no_axis", ("axis 2", "class_dim", "(4, 3)"), x, y, class_dim=2),
+        teaching("logits", "no_axis_-3", ("axis -3", "class_dim", "(4, 3)"), x, y, class_dim=-3),
+        teaching("weight", "of_classes", ("(4, 2)", "got (4, 3)"), torch.ones(4, 3, 2),
+                 torch.ones(4, 3, 2), keywords={"weight": torch.ones(4, 3)}),
+        teaching("weight", "int", ("float or bool", "int64"), x, y, keywords={"weight": index},
+                 error=TypeError),
     )  # fmt: skip
 
 
@@ -530,5 +930,53 @@ FAMILIES = (
     ),
     *robust(PseudoHuberLoss),
     *robust(CauchyLoss),
+    *contrastive(InfoNCELoss, "query", "positive"),
+    *info_nce(),
+    *contrastive(NTXentLoss, "z1", "z2"),
+    *remembering(GlobalContrastiveLoss),
+    *remembering(TwoWayGlobalContrastiveLoss),
+    *metric_learning(),
     hyper(CauchyLoss, "scale", "auto", "a number", "str", error=TypeError),
+    *generative(),
+    *preference(DPOLoss),
+    *preference(RobustDPOLoss),
+    *preference(RPOLoss),
+    *(
+        row
+        for loss in (DPOLoss, RPOLoss)
+        for row in (
+            *not_numbers(loss, "label_smoothing"),
+            hyper(loss, "label_smoothing", -0.1, "[0, 1)", "-0.1"),
+            hyper(loss, "label_smoothing", 1.0, "[0, 1)", "1.0"),
+            hyper(loss, "label_smoothing", NAN, "[0, 1)", "nan"),
+        )
+    ),
+    hyper(DPOLoss, "f_divergence", "kl", "'reverse_kl', 'forward_kl', 'js', 'alpha'", "'kl'"),
+    hyper(DPOLoss, "f_divergence", "JS", "'js'", "'JS'"),
+    hyper(DPOLoss, "f_divergence", None, "'js'", "None"),
+    *not_numbers(DPOLoss, "alpha"),
+    hyper(DPOLoss, "alpha", NAN, "(-inf, inf)", "nan", f_divergence="alpha"),
+    hyper(DPOLoss, "alpha", INF, "(-inf, inf)", "inf"),
+    hyper(DPOLoss, "reference_free", None, "True, False", "None"),
+    hyper(DPOLoss, "length_normalize", "sum", "True, False", "'sum'"),
+    *lengths(DPOLoss, ("chosen_lengths", "rejected_lengths"), 4, "length_normalize=False",
+             length_normalize=True),
+    *not_numbers(RobustDPOLoss, "flip_rate"),
+    hyper(RobustDPOLoss, "flip_rate", -0.1, "[0, 0.5)", "-0.1"),
+    hyper(RobustDPOLoss, "flip_rate", 0.5, "[0, 0.5)", "0.5"),
+    hyper(RobustDPOLoss, "flip_rate", NAN, "[0, 0.5)", "nan"),
+    *not_numbers(RPOLoss, "eta"),
+    hyper(RPOLoss, "eta", -0.1, "[0, inf)", "-0.1"),
+    hyper(RPOLoss, "eta", INF, "[0, inf)", "inf"),
+    hyper(RPOLoss, "nll", "mean", "'sum', 'token_mean', 'sequence_mean'", "'mean'"),
+    hyper(RPOLoss, "nll", None, "'sum'", "None"),
+    *lengths(RPOLoss, ("chosen_lengths",), 4, "nll='sum'", nll="sequence_mean"),
+    hyper(SequenceNLLLoss, "normalize", "mean", "'token', 'sequence', 'sum'", "'mean'"),
+    hyper(SequenceNLLLoss, "normalize", None, "'token'", "None"),
+    hyper(SequenceNLLLoss, "reduction", "average", "'mean'", "'average'"),
+    *lengths(SequenceNLLLoss, ("lengths",), 1, "normalize='sum'"),
+    called(SequenceNLLLoss, "policy_logps", "int", ("floating", "int64"), TARGET, TARGET + 1,
+           error=TypeError),
+    called(SequenceNLLLoss, "policy_logps", "none", ("a tensor", "NoneType"), None, TARGET + 1,
+           error=TypeError),
 )  # fmt: skip

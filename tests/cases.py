@@ -15,17 +15,29 @@ from lossary import (
     ALDRKLLoss,
     CauchyLoss,
     CompSumLoss,
+    ConsistencyLoss,
     CrammerSingerLoss,
+    DPOLoss,
+    EarlyTimestepDiffusionLoss,
     GeneralizedCrossEntropyLoss,
+    GlobalContrastiveLoss,
+    InfoNCELoss,
     LDRKLLoss,
     LDRLoss,
     Loss,
     MulticlassMAELoss,
+    NTXentLoss,
     PseudoHuberLoss,
     ReverseCrossEntropyLoss,
+    RobustDPOLoss,
+    RPOLoss,
+    SequenceNLLLoss,
     SmoothAdversarialCompSumLoss,
+    SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
+    TCMLoss,
     TruncatedGCELoss,
+    TwoWayGlobalContrastiveLoss,
     WestonWatkinsLoss,
 )
 
@@ -105,6 +117,24 @@ def perturbed(inputs, candidates=()):
     return with_perturbed
 
 
+def answers(*shape, references=True, lengths=0):
+    """Draw log-probabilities of pairs of answers, of a policy and a reference, and lengths."""
+
+    def draw(n, dtype, generator):
+        size = (4 if references else 2, n, *shape)
+        logps = torch.randn(size, dtype=dtype, generator=generator)
+        counts = torch.randint(1, 9, (lengths, n, *shape), generator=generator)
+        return *logps, *counts
+
+    return draw
+
+
+def completions(n, dtype, generator):
+    """Draw log-probabilities of sequences, and their lengths."""
+    logps = torch.randn(n, dtype=dtype, generator=generator)
+    return logps, torch.randint(1, 9, (n,), generator=generator)
+
+
 def of_classes():
     return torch.linspace(0.5, 2.0, K)
 
@@ -126,14 +156,94 @@ numbers, vectors, images = regression(), regression(3), regression(2, 3)
 
 #: Where a loss has one value per element.
 OF_SEVERAL = {"property:lipschitz": "the claim is about one element, the sample has several"}
-#: Where the loss has a parameter: there, torch warns of a number read from a value with a graph.
-READ_AS_NUMBERS = dict.fromkeys(
-    ("property:bounds", "property:convex"), "the check reads a value that requires a gradient"
+
+
+def embeddings(*further):
+    """Two matrices of embeddings, and negatives of the given shapes (N stands for the samples)."""
+
+    def draw(n, dtype, generator):
+        pair = torch.randn(2, n, 3, dtype=dtype, generator=generator)
+        shapes = [[n if m == "N" else m for m in shape] for shape in further]
+        return *pair, *(torch.randn(s, dtype=dtype, generator=generator) for s in shapes)
+
+    return draw
+
+
+views = embeddings()
+
+
+def visits(n, dtype, generator):
+    return *views(n, dtype, generator), torch.arange(n) % REMEMBERED
+
+
+def both_indexed(n, dtype, generator):
+    return *visits(n, dtype, generator), (torch.arange(n) + 3) % REMEMBERED
+
+
+def labelled(n, dtype, generator):
+    """Embeddings of two classes."""
+    return torch.randn(n, 3, dtype=dtype, generator=generator), torch.arange(n) % 2
+
+
+#: Of a surrogate, whose gradient is not the slope of its value.
+SURROGATE = dict.fromkeys(
+    ("gradcheck", "gradgradcheck", "forward_mode"), "the value is a surrogate for its gradient"
 )
+FOR_OTHER_BATCHES = {"property:bounds": "other batches than these, of 4 samples, come near it"}
 
 
 def trained(value=0.7):
     return torch.nn.Parameter(torch.tensor(value, dtype=torch.float64))
+
+
+def squared_distance(input, target):
+    """A distance that is a plain function."""
+    return (input - target).flatten(1).square().sum(1)
+
+
+def time_weighted(inputs):
+    """Add a weight of every sample's time, at most 1."""
+
+    def with_weight(n, dtype, generator):
+        weight = torch.rand(n, dtype=dtype, generator=generator)
+        return *inputs(n, dtype, generator), 0.1 + 0.9 * weight
+
+    return with_weight
+
+
+def time_steps(num_scales, *shape):
+    """Denoised and clean samples, their positions in a grid, and the grid's size."""
+
+    def draw(n, dtype, generator):
+        x, y = torch.randn(2, n, *shape, dtype=dtype, generator=generator)
+        # Most of the batch in the window of a quarter, the third sample out of it.
+        index = torch.tensor([0, 1, num_scales - 1, 2])[torch.arange(n) % 4]
+        return x, y, index, torch.tensor(num_scales)
+
+    return draw
+
+
+def teachers(*shape, classes=K):
+    """Logits of a student, and of a teacher that is often sure."""
+
+    def draw(n, dtype, generator):
+        student = torch.randn(n, classes, *shape, dtype=dtype, generator=generator)
+        return student, 8 * torch.randn(student.shape, dtype=dtype, generator=generator)
+
+    return draw
+
+
+#: The stored directions are of a prediction and a target alone.
+OF_TWO_INPUTS = {"property:bounds": "the stored direction has no weights of the times"}
+#: Where a sample has several rows of logits.
+OF_SEVERAL_ROWS = {"property:bounds": "the claim is about one row, the sample has several"}
+#: What the kit has no way for yet.
+WITH_POSITIONS = {
+    **dict.fromkeys(
+        ("property:bounds", "property:lipschitz"), "the stored direction has integer positions"
+    ),
+    "non_contiguous": "a number has no layout",
+}
 
 
 def per_column():
@@ -145,6 +255,14 @@ def pruned():
     loss = TruncatedGCELoss(0.7, 0.5, "prune", REMEMBERED, class_dim=-1)
     loss.sample_weight[::2] = torch.tensor([0.0, 0.5, 0.0, 0.0])
     return loss
+
+
+#: The stored directions are of a policy and a reference.
+WITHOUT_REFERENCE = {"property:bounds": "the stored direction has a reference"}
+
+
+def numbers_alone(n, dtype, generator):
+    return (torch.randn(n, dtype=dtype, generator=generator),)
 
 
 CASES: dict[str, list[Case]] = {
@@ -430,12 +548,11 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("elementwise images", lambda: PseudoHuberLoss(0.5, "elementwise"), images, OF_SEVERAL),
         Case("buffer", lambda: PseudoHuberLoss(torch.tensor(0.7)), vectors),
-        Case("trained", lambda: PseudoHuberLoss(trained()), vectors, READ_AS_NUMBERS),
+        Case("trained", lambda: PseudoHuberLoss(trained()), vectors),
         Case(
             "trained elementwise",
             lambda: PseudoHuberLoss(trained(), "elementwise"),
             numbers,
-            READ_AS_NUMBERS,
         ),
         Case(
             "per column",
@@ -463,11 +580,176 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("vector numbers", lambda: CauchyLoss(0.5, "vector"), numbers),
         Case("buffer", lambda: CauchyLoss(torch.tensor([0.7])), numbers),
-        Case("trained", lambda: CauchyLoss(trained()), numbers, READ_AS_NUMBERS),
-        Case("trained vector", lambda: CauchyLoss(trained(), "vector"), vectors, READ_AS_NUMBERS),
+        Case("trained", lambda: CauchyLoss(trained()), numbers),
+        Case("trained vector", lambda: CauchyLoss(trained(), "vector"), vectors),
         Case("per column", lambda: CauchyLoss(per_column()), vectors, OF_SEVERAL),
     ],
+    "ConsistencyLoss": [
+        Case("time weight", ConsistencyLoss, time_weighted(vectors), OF_TWO_INPUTS),
+        Case("default", ConsistencyLoss, vectors),
+        Case("numbers", ConsistencyLoss, numbers),
+        Case("cauchy", lambda: ConsistencyLoss(CauchyLoss(0.5, "vector")), images),
+        Case("of numbers", lambda: ConsistencyLoss(CauchyLoss(0.5)), numbers),
+        Case("function", lambda: ConsistencyLoss(squared_distance), time_weighted(images)),
+        Case("both", lambda: ConsistencyLoss(detach_target=False), vectors),
+        Case(
+            "trained",
+            lambda: ConsistencyLoss(PseudoHuberLoss(trained()), reduction="batchmean"),
+            vectors,
+        ),
+    ],
+    "EarlyTimestepDiffusionLoss": [
+        Case("default", EarlyTimestepDiffusionLoss, time_steps(11, 3), WITH_POSITIONS),
+        Case(
+            "half of it",
+            lambda: EarlyTimestepDiffusionLoss(0.5, reduction="batchmean"),
+            time_steps(5, 2, 3),
+            WITH_POSITIONS,
+        ),
+        Case("all", lambda: EarlyTimestepDiffusionLoss(1.0), time_steps(41), WITH_POSITIONS),
+    ],
+    "SymmetricConsistencyLoss": [
+        Case("alpha=0.5", SymmetricConsistencyLoss, teachers()),
+        *(
+            Case(f"alpha={a:g}", lambda a=a: SymmetricConsistencyLoss(a), teachers())
+            for a in (0.0, 0.1, 0.9, 1.0)
+        ),
+        Case("both", lambda: SymmetricConsistencyLoss(detach_teacher=False), teachers()),
+        Case("pixels", SymmetricConsistencyLoss, teachers(2, 3), OF_SEVERAL_ROWS),
+        # As many classes as pixels: weights must not be taken for those of classes.
+        Case("square", SymmetricConsistencyLoss, teachers(2, 2, classes=2), OF_SEVERAL_ROWS),
+        Case(
+            "tokens",
+            lambda: SymmetricConsistencyLoss(class_dim=-1),
+            teachers(4),
+            OF_SEVERAL_ROWS,
+        ),
+    ],
+    "SequenceNLLLoss": [
+        Case("token", SequenceNLLLoss, completions),
+        Case("sequence", lambda: SequenceNLLLoss("sequence"), completions),
+        Case("sum", lambda: SequenceNLLLoss("sum"), numbers_alone),
+        Case("batchmean", lambda: SequenceNLLLoss(reduction="batchmean"), completions),
+        Case("none", lambda: SequenceNLLLoss(reduction="none"), completions),
+    ],
+    "DPOLoss": [
+        Case("default", DPOLoss, answers()),
+        *(
+            Case(f"smoothing={e:g}", lambda e=e: DPOLoss(0.7, e), answers())
+            for e in (0.05, 0.5, 0.8)
+        ),
+        *(
+            Case(f"{f} {e:g}", lambda f=f, e=e: DPOLoss(0.7, e, f), answers())
+            for f in ("forward_kl", "js")
+            for e in (0.0, 0.2)
+        ),
+        *(
+            Case(f"alpha={a:g}", lambda a=a: DPOLoss(0.7, 0.0, "alpha", a), answers())
+            for a in (-1.0, 0.0, 0.5, 1.0 - 1e-6, 1.0, 2.0)
+        ),
+        Case("without", lambda: DPOLoss(1.0), answers(references=False), WITHOUT_REFERENCE),
+        Case("free", lambda: DPOLoss(reference_free=True), answers(references=False)),
+        Case("lengths", lambda: DPOLoss(5.0, length_normalize=True), answers(lengths=2)),
+        Case(
+            "js lengths",
+            lambda: DPOLoss(5.0, 0.1, "js", length_normalize=True),
+            answers(lengths=2),
+        ),
+        Case("several", DPOLoss, answers(3), OF_SEVERAL),
+        Case("sum", lambda: DPOLoss(reduction="sum"), answers()),
+        Case("none", lambda: DPOLoss(reduction="none"), answers()),
+    ],
+    "RobustDPOLoss": [
+        Case("default", RobustDPOLoss, answers()),
+        *(
+            Case(f"flip_rate={e:g}", lambda e=e: RobustDPOLoss(0.7, e), answers())
+            for e in (0.0, 0.2, 0.49)
+        ),
+        Case("without", RobustDPOLoss, answers(references=False), WITHOUT_REFERENCE),
+        Case("batchmean", lambda: RobustDPOLoss(reduction="batchmean"), answers()),
+    ],
+    "RPOLoss": [
+        Case("default", RPOLoss, answers()),
+        *(
+            Case(f"eta={c:g} smoothing={e:g}", lambda c=c, e=e: RPOLoss(0.5, c, e), answers())
+            for c in (0.0, 0.3)
+            for e in (0.0, 0.2)
+        ),
+        *(
+            Case(nll, lambda nll=nll: RPOLoss(0.5, 0.2, nll=nll), answers(lengths=1))
+            for nll in ("token_mean", "sequence_mean")
+        ),
+        Case(
+            "token_mean smoothing=0.2",
+            lambda: RPOLoss(0.5, 0.2, 0.2, "token_mean", reduction="batchmean"),
+            answers(lengths=1),
+        ),
+    ],
 }
+
+
+CASES |= {
+    "InfoNCELoss": [
+        Case("default", InfoNCELoss, views),
+        Case("symmetric", lambda: InfoNCELoss(0.2, symmetric=True), views, FOR_OTHER_BATCHES),
+        Case("shared", lambda: InfoNCELoss(0.2), embeddings((5, 3)), FOR_OTHER_BATCHES),
+        Case(
+            "own",
+            lambda: InfoNCELoss(0.2, in_batch=False),
+            embeddings(("N", 5, 3)),
+            FOR_OTHER_BATCHES,
+        ),
+        Case("inner product", lambda: InfoNCELoss(0.5, normalize=False), views),
+        Case("learnable", lambda: InfoNCELoss(learnable_temperature=True), views),
+        Case("batchmean", lambda: InfoNCELoss(reduction="batchmean"), views),
+    ],
+    "NTXentLoss": [
+        Case("default", NTXentLoss, views, FOR_OTHER_BATCHES),
+        Case("small", lambda: NTXentLoss(0.05), views),
+        Case("inner product", lambda: NTXentLoss(normalize=False), views),
+    ],
+    "TCMLoss": [
+        Case("default", TCMLoss, labelled),
+        Case("all pairs", lambda: TCMLoss(1.0, -1.0, 2.0, 0.5), labelled, FOR_OTHER_BATCHES),
+        Case("unit", lambda: TCMLoss(normalize=False), labelled),
+    ],
+    **{
+        loss.__name__: [
+            Case(
+                "default",
+                lambda loss=loss: loss(REMEMBERED, individualized=True, state_dtype=torch.float64),
+                visits,
+                SURROGATE,
+            ),
+            Case("shared temperature", lambda loss=loss: loss(REMEMBERED), visits, SURROGATE),
+            Case(
+                "cosine",
+                lambda loss=loss: loss(
+                    REMEMBERED, gamma=0.4, gamma_schedule="cosine", gamma_decay_epochs=3
+                ),
+                visits,
+                SURROGATE,
+            ),
+            Case(
+                "inner product",
+                lambda loss=loss: loss(REMEMBERED, normalize=False, grad_clip=3.0, reduction="sum"),
+                visits,
+                SURROGATE,
+            ),
+        ]
+        for loss in (GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss)
+    },
+}
+CASES["TwoWayGlobalContrastiveLoss"] += [
+    Case(
+        "index2",
+        lambda: TwoWayGlobalContrastiveLoss(
+            REMEMBERED, individualized=True, state_dtype=torch.float64
+        ),
+        both_indexed,
+        SURROGATE,
+    )
+]
 
 
 def params(classes=None):

@@ -226,6 +226,7 @@ class FixedPoint(ClassificationLoss):
         declared = ALDRKLLoss(1, self.lam, self.alpha).properties(num_classes)
         k = math.log(num_classes)
         return Properties(
+            convex=declared.convex,
             lower=-self.lam * k * (1 - 0.5 / self.alpha),
             calibrated=declared.calibrated,
             rank_consistent=declared.rank_consistent,

@@ -10,20 +10,22 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 
 import lossary
 from cases import CASES
 from lossary import Loss, Properties
+from lossary._properties import OF_CLASSES
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src/lossary").glob("*.py"))
-LOSSES = [
-    getattr(lossary, name)
-    for name in lossary.__all__
-    if inspect.isclass(getattr(lossary, name))
-    and issubclass(getattr(lossary, name), Loss)
-    and getattr(lossary, name) not in (Loss, lossary.ClassificationLoss)
+BASES = [Loss, lossary.ClassificationLoss, lossary.PairwisePreferenceLoss]
+MODULES = [
+    x
+    for x in (getattr(lossary, name) for name in lossary.__all__)
+    if inspect.isclass(x) and issubclass(x, torch.nn.Module) and x not in BASES
 ]
+LOSSES = [x for x in MODULES if issubclass(x, Loss)]
 FUNCTIONS = [
     getattr(lossary, name) for name in lossary.__all__ if inspect.isfunction(getattr(lossary, name))
 ]
@@ -42,8 +44,8 @@ OF_FUNCTIONS = tuple(s for s in SECTIONS if s not in ("Shape:", "Properties:", "
 
 
 def test_every_public_name_is_a_loss_a_function_or_part_of_the_base():
-    rest = {Loss, lossary.ClassificationLoss, Properties, lossary.testing}
-    assert {getattr(lossary, name) for name in lossary.__all__} - rest == {*LOSSES, *FUNCTIONS}
+    rest = {*BASES, Properties, lossary.testing}
+    assert {getattr(lossary, name) for name in lossary.__all__} - rest == {*MODULES, *FUNCTIONS}
 
 
 def test_all_is_sorted_and_everything_in_it_exists():
@@ -74,25 +76,35 @@ def test_every_loss_declares_its_properties_with_their_source(loss):
     assert properties.source
 
 
-@pytest.mark.parametrize("public", LOSSES + FUNCTIONS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_is_not_claimed_has_a_reason(loss):
+    claims = ["convex", "lower", "upper", "lipschitz", "smoothness"]
+    if issubclass(loss, lossary.ClassificationLoss):
+        claims += [name for name in OF_CLASSES if name != "minimiser"]
+    p = CASES[loss.__name__][0].loss().properties()
+    open_claims = {name for name in claims if getattr(p, name) is None}
+    assert open_claims == set(p.unknown)
+
+
+@pytest.mark.parametrize("public", MODULES + FUNCTIONS)
 def test_every_docstring_is_a_full_reference(public):
     doc = inspect.getdoc(public)
     lines = doc.splitlines()
     assert lines[0].endswith(".")
     assert lines[1] == ""
-    sections = SECTIONS if public in LOSSES else OF_FUNCTIONS
+    sections = SECTIONS if public in MODULES else OF_FUNCTIONS
     assert [s for s in sections if s not in doc] == []
     assert re.search(r"\b(19|20)\d\d\b", doc.split("Reference:")[1])
 
 
-@pytest.mark.parametrize("public", LOSSES + FUNCTIONS)
+@pytest.mark.parametrize("public", MODULES + FUNCTIONS)
 def test_every_argument_is_documented(public):
     arguments = re.split(r"\n[A-Z]\w+:\n", inspect.getdoc(public).split("Args:")[1])[0]
     for name in inspect.signature(public).parameters:
         assert re.search(rf"\b{name}\b", arguments), name
 
 
-@pytest.mark.parametrize("public", LOSSES + FUNCTIONS)
+@pytest.mark.parametrize("public", MODULES + FUNCTIONS)
 def test_readme_and_changelog_name_it(public):
     for page in ("README.md", "CHANGELOG.md"):
         assert re.search(rf"\b{public.__name__}\b", (ROOT / page).read_text()), page

@@ -3,6 +3,7 @@
 from lossary import testing as testing
 from lossary._base import ClassificationLoss, Loss
 from lossary._properties import Properties
+from lossary.adaptation import SymmetricConsistencyLoss
 from lossary.comp_sum import (
     CompSumLoss,
     GeneralizedCrossEntropyLoss,
@@ -10,9 +11,24 @@ from lossary.comp_sum import (
     SmoothAdversarialCompSumLoss,
     TruncatedGCELoss,
 )
+from lossary.consistency import (
+    ConsistencyLoss,
+    EarlyTimestepDiffusionLoss,
+    consistency_boundary,
+    ict_discretization_steps,
+    ict_weights,
+    karras_sigmas,
+    lognormal_index_probabilities,
+    minibatch_ot_coupling,
+)
+from lossary.contrastive import InfoNCELoss, NTXentLoss
+from lossary.global_contrastive import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss
 from lossary.ldr import ALDRKLLoss, CrammerSingerLoss, LDRKLLoss, LDRLoss, WestonWatkinsLoss
+from lossary.metric import OPIS, TCMLoss
 from lossary.noisy_labels import ReverseCrossEntropyLoss, SymmetricCrossEntropyLoss
+from lossary.preference import DPOLoss, PairwisePreferenceLoss, RobustDPOLoss, RPOLoss
 from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
+from lossary.sequences import SequenceNLLLoss, ld_sequence_logps, sequence_logps, token_logps
 from lossary.theory import (
     comp_sum_conditional_minimum,
     comp_sum_gamma,
@@ -25,23 +41,46 @@ __all__ = [
     "CauchyLoss",
     "ClassificationLoss",
     "CompSumLoss",
+    "ConsistencyLoss",
     "CrammerSingerLoss",
+    "DPOLoss",
+    "EarlyTimestepDiffusionLoss",
     "GeneralizedCrossEntropyLoss",
+    "GlobalContrastiveLoss",
+    "InfoNCELoss",
     "LDRKLLoss",
     "LDRLoss",
     "Loss",
     "MulticlassMAELoss",
+    "NTXentLoss",
+    "OPIS",
+    "PairwisePreferenceLoss",
     "Properties",
     "PseudoHuberLoss",
+    "RPOLoss",
     "ReverseCrossEntropyLoss",
+    "RobustDPOLoss",
+    "SequenceNLLLoss",
     "SmoothAdversarialCompSumLoss",
+    "SymmetricConsistencyLoss",
     "SymmetricCrossEntropyLoss",
+    "TCMLoss",
     "TruncatedGCELoss",
+    "TwoWayGlobalContrastiveLoss",
     "WestonWatkinsLoss",
     "adaptive_cauchy_scale",
     "comp_sum_conditional_minimum",
     "comp_sum_gamma",
     "comp_sum_transform",
+    "consistency_boundary",
+    "ict_discretization_steps",
+    "ict_weights",
+    "karras_sigmas",
+    "ld_sequence_logps",
     "logistic_regret_bound",
+    "lognormal_index_probabilities",
+    "minibatch_ot_coupling",
+    "sequence_logps",
     "testing",
+    "token_logps",
 ]

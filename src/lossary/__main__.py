@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 import lossary
-from lossary._base import Loss
-from lossary._properties import Properties
+from lossary._base import ClassificationLoss, Loss
+from lossary._properties import OF_CLASSES, Properties
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,6 +68,11 @@ def family(entry: Any) -> str:
 def is_loss(entry: Any) -> bool:
     """Tell losses and regularizers, base classes included, from functions and data."""
     return inspect.isclass(entry) and issubclass(entry, Loss)
+
+
+def is_base(entry: Any) -> bool:
+    """Tell what is to be subclassed from what is to be used."""
+    return inspect.cleandoc(entry.__doc__ or "").startswith("Base class")
 
 
 def find(what: str, name: str, choices: Iterable[str]) -> str:
@@ -173,7 +178,8 @@ GROUPS = (  # ⦃ ⦄ are braces that stay, ⟦ ⟧ parts of a fraction, ⟪ ⟫
     (r"\\(?:operatorname\*?|text|math[a-z]+|boldsymbol)\{([^{}]*)\}", r"\1"),
     (r"([_^])\{([^{}]*)\}", r"\1⦃\2⦄"),
     (r"\\sqrt\{([^{}]*)\}", r"√(\1)"),
-    (r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r"⟪⟦\1⟧/⟦\2⟧⟫"),
+    (r"\\sqrt\s*(\w)", r"√\1"),
+    (r"\\[dt]?frac\{([^{}]*)\}\s*\{([^{}]*)\}", r"⟪⟦\1⟧/⟦\2⟧⟫"),
     (r"⟦(\w+|⟪[^⟪⟫]*⟫)⟧", r"\1"),  # one symbol needs no parentheses
     (r"(^|[-+=,(\n⟦⦃] *)⟪([^⟪⟫]*)⟫(?= *([-+=,.)\n⦄]|$))", r"\1\2"),  # nor does a lone fraction
 )
@@ -222,7 +228,7 @@ def list_entries(families: Sequence[str], wanted: Sequence[str]) -> None:
     for name, entry in entries.items():
         words = flags(properties_of(entry, {}) or Properties())
         fits = all(words[word] is value for word, value in required)
-        if fits and (not families or family(entry) in families):
+        if fits and not is_base(entry) and (not families or family(entry) in families):
             title = plain((inspect.getdoc(entry) or "").partition("\n")[0])
             held = ", ".join(word for word in words if words[word]) or "-"
             rows.append([name, family(entry), title, held])
@@ -261,11 +267,12 @@ def table(rows: list[list[str]], width: int | None) -> Iterator[str]:
 def show(name: str, settings: Sequence[Settings]) -> None:
     """Print an entry's docstring for a terminal, and a table of what it declares."""
     entry = documented()[find("name", name, documented())]
-    declares = is_loss(entry) and not family(entry).startswith("_")
+    declares = is_loss(entry) and not is_base(entry)
     tables = [properties_table(entry, chosen) for chosen in settings or [{}] if declares]
     width = shutil.get_terminal_size().columns
     title, _, body = (inspect.getdoc(entry) or "").partition("\n")
-    print(bold(f"{entry.__name__}  {family(entry)}"), wrap(plain(title), width), "", sep="\n")
+    head = wrap(f"{entry.__name__}  {family(entry)}", width, "", "    ")
+    print(bold(head), wrap(plain(title), width), "", sep="\n")
     print(wrap(f"lossary.{entry.__name__}{signature(entry)}", width, "    ", "        "))
     if hasattr(entry, "per_sample"):
         print(wrap(f"loss{signature(entry.forward, 1)}", width, "    ", "        "))
@@ -322,10 +329,16 @@ def properties_table(entry: Any, settings: Settings) -> tuple[str, list[tuple[st
         value = getattr(p, f.name)
         if f.name == "limits":
             rows += [("limit", f"{where}: {what}") for where, what in value]
-        elif f.name != "counterexamples" and not (f.name == "class_sum" and not p.symmetric):
+        elif value is None and f.name in OF_CLASSES and not issubclass(entry, ClassificationLoss):
+            continue
+        elif f.name not in ("counterexamples", "unknown") and (
+            f.name != "class_sum" or p.symmetric
+        ):
             known = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
             number = f"{value:.5g}" if isinstance(value, float) else known
-            rows.append((f.name.replace("_", "-"), "unknown" if value is None else number))
+            why = p.unknown.get(f.name)
+            nothing = "unknown" if why is None else f"unknown: {why}"
+            rows.append((f.name.replace("_", "-"), nothing if value is None else number))
     return f"Declared properties ({', '.join(at)})", rows
 
 
@@ -338,30 +351,39 @@ def input_names(loss: Loss) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty]
 
 
-def takes_classes(loss: Loss) -> bool:
-    """Tell a class-target loss from a regression loss, and both from what has no curve."""
+#: Losses of a difference of two inputs, and what it is called.
+DIFFERENCES: dict[tuple[str, ...], str] = {
+    ("input", "target"): "residual",
+    ("prediction", "target"): "residual",
+    ("policy_chosen_logps", "policy_rejected_logps"): "chosen less rejected log-ratio",
+}
+
+
+def abscissa(loss: Loss) -> str | None:
+    """Return what a loss is drawn over, ``None`` for a class-target loss; refuse all else."""
     names = input_names(loss)
     others = [n for n in names if n not in ("target", "index") and not n.endswith("logits")]
     classes = {"logits", "target"} <= set(names) and not others
-    if not loss.separable or not (classes or names == ["input", "target"]):
+    if not loss.separable or not (classes or tuple(names) in DIFFERENCES):
         together = "" if loss.separable else ", the samples of a batch together"
         raise CommandError(
             f"no curve for {type(loss).__name__}: it takes {', '.join(names)}{together}; "
             "curves are of one margin or one residual"
         )
-    return classes
+    return None if classes else DIFFERENCES[tuple(names)]
 
 
 def curve(loss: Loss, num_classes: int | None, span: tuple[float, float]) -> list[Tensor]:
     """Return where a loss is evaluated, its values there and its gradient.
 
     With classes all logits are 0 but the target's, which thus is the margin to every rival.
-    Without, the target is 0 and the input the residual.
+    Without, the first input is the difference, and all else 0.
     """
     low, high = span
     steps = torch.arange(POINTS, dtype=torch.float64) / (POINTS - 1)
     x = (low + (high - low) * steps).requires_grad_()
-    inputs = {"input": x[:, None], "target": torch.zeros(POINTS, 1, dtype=x.dtype)}
+    first, *others = input_names(loss)
+    inputs = {first: x[:, None], **{name: torch.zeros_like(x)[:, None] for name in others}}
     loss.double().reduction = "none"
     with in_one_line(type(loss)):
         if num_classes is not None:
@@ -386,11 +408,12 @@ def draw(
     except ImportError:
         raise CommandError('plot needs matplotlib: pip install "lossary[examples]"') from None
     entry = documented()[find("name", name, documented())]
-    if not is_loss(entry) or family(entry).startswith("_"):
+    if not is_loss(entry) or is_base(entry):
         raise CommandError(f"no curve for {entry.__name__}: only losses have one")
     curves: list[tuple[dict[str, Any], list[Tensor]]] = []
     for colour, chosen in zip(itertools.cycle(COLOURS), settings or [{}], strict=False):
-        per_class = takes_classes(build(entry, chosen))
+        variable = abscissa(build(entry, chosen))
+        per_class = variable is None
         for dash, k in zip(itertools.cycle(DASHES), classes if per_class else [None], strict=False):
             words = [f"{key}={value}" for key, value in chosen.items()]
             words += [f"K={k}"] if per_class else []
@@ -401,9 +424,10 @@ def draw(
     for i, what in enumerate(("loss", "gradient in $f_y$" if per_class else "gradient")):
         for style, numbers in curves:
             panels[i].plot(numbers[0], numbers[i + 1], **style)
-        variable = "margin $f_y - f_k$, equal for all $k$" if per_class else "residual"
         limits = common_range([numbers[i + 1] for _, numbers in curves])
-        panels[i].set(xlabel=variable, ylabel=what, ylim=limits)
+        panels[i].set(
+            xlabel=variable or "margin $f_y - f_k$, equal for all $k$", ylabel=what, ylim=limits
+        )
         panels[i].grid(alpha=0.3)
         panels[i].spines[["top", "right"]].set_visible(False)
     figure.suptitle(entry.__name__)

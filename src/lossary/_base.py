@@ -66,6 +66,22 @@ def _check_device(name: str, value: Tensor, other: Tensor) -> None:
         raise ValueError(f"{name}: expected device {other.device}, got {value.device}")
 
 
+def check_embeddings(**embeddings: Any) -> None:
+    """Raise an error unless all are floating-point matrices of one shape, on one device."""
+    first, like = next(iter(embeddings.items()))
+    for name, x in embeddings.items():
+        _check_tensor(name, x)
+        if not x.dtype.is_floating_point:
+            raise TypeError(f"{name}: expected floating point, got {x.dtype}")
+        if x.dim() != 2 or x.shape[1] == 0:
+            raise ValueError(f"{name}: expected shape (N, D), D >= 1, got {tuple(x.shape)}")
+        if x.shape != like.shape:
+            raise ValueError(
+                f"{name}: expected the shape of {first}, {tuple(like.shape)}, got {tuple(x.shape)}"
+            )
+        _check_device(name, x, like)
+
+
 def _forward_like(per_sample: Callable[..., Any]) -> Callable[..., Tensor]:
     """Make a ``forward`` with the input names, defaults and annotations of ``per_sample``.
 

@@ -38,3 +38,17 @@ def log1mexp(x: Tensor) -> Tensor:
     by_expm1 = torch.log(0.0 - torch.expm1(torch.where(near, x, -1.0)))
     by_log1p = torch.log1p(-torch.exp(torch.where(near, -1.0, x)))
     return torch.where(near, by_expm1, by_log1p)
+
+
+def normalized(x: Tensor) -> Tensor:
+    """Return the rows of ``x``, along the last axis, at Euclidean norm 1.
+
+    A row of norm below 1e-6 (1e-12 in float64) is divided by that instead: the plain quotient has
+    slope nan at 0, and a smaller bound a slope that is the end of training.
+    """
+    least = 1e-12 if x.dtype == torch.float64 else 1e-6
+    # The norm of a row relative to its largest entry cannot overflow, as its square could.
+    top = x.detach().abs().amax(-1, keepdim=True)
+    x = x / torch.where(top > least, top, 1.0)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.clamp(min=least)

@@ -4,6 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+#: Claims that have a meaning for losses of logits and a class target only.
+OF_CLASSES = (
+    "symmetric",
+    "shift_invariant",
+    "calibrated",
+    "rank_consistent",
+    "proper",
+    "minimiser",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Properties:
@@ -47,6 +57,7 @@ class Properties:
             - ``"proper"``: (q, f): f has a smaller conditional risk under q than log q has.
             - ``"lower"``, ``"upper"``, ``"lipschitz"``: (d, y): along s * d the value (or the
               gradient's norm) grows without bound with s.
+        unknown: for claims that are ``None``, why: unknown, or without meaning for this loss.
         source: where the facts come from.
     """
 
@@ -64,4 +75,5 @@ class Properties:
     minimiser: str | None = None
     limits: tuple[tuple[str, str], ...] = ()
     counterexamples: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    unknown: Mapping[str, str] = field(default_factory=dict)
     source: str = ""

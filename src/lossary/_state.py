@@ -1,5 +1,6 @@
 """What a loss remembers of every sample of the dataset: buffers keyed by dataset index."""
 
+import math
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ class PerSampleState(nn.Module):
     every process stores the same.
     """
 
-    def _add_state(self, name: str, num_samples: object, initial: float) -> None:
+    def _add_state(
+        self, name: str, num_samples: object, initial: float, dtype: torch.dtype = torch.float32
+    ) -> None:
         """Register the buffer ``name``, where every sample begins with ``initial``."""
         if isinstance(num_samples, bool) or not isinstance(num_samples, int):
             kind = type(num_samples).__name__
@@ -28,14 +31,19 @@ class PerSampleState(nn.Module):
             raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
         self.num_samples = num_samples
         self._initial: dict[str, float] = {**getattr(self, "_initial", {}), name: initial}
-        self.register_buffer(name, torch.full((num_samples,), initial))
+        self.register_buffer(name, torch.full((num_samples,), initial, dtype=dtype))
 
-    def reset(self) -> None:
-        """Forget what was learnt of every sample."""
+    def reset(self, index: Tensor | None = None) -> None:
+        """Forget what was learnt of the samples ``index``; without it, of every sample."""
+        if index is not None:
+            index, _ = self._samples(index, index, None)
         for name, initial in self._initial.items():
             buffer = self._buffers[name]
             assert buffer is not None
-            buffer.fill_(initial)
+            if index is None:
+                buffer.fill_(initial)
+            else:
+                buffer[index] = initial
 
     def _updates(self, update: bool, x: Tensor) -> bool:
         """Tell whether this call may write: ``x`` is an input that a transform would wrap."""
@@ -43,23 +51,26 @@ class PerSampleState(nn.Module):
             return False
         return torch.compiler.is_compiling() or not (_is_wrapped(x) or _is_legacy_batched(x))
 
-    def _samples(self, index: Any, rows: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _samples(
+        self, index: Any, rows: Tensor, target: Tensor | None, name: str = "index"
+    ) -> tuple[Tensor, Tensor]:
         """Return the checked index, 0 for samples that are not there, and which are there.
 
         ``rows`` has the shape that is expected; the target is -1 for samples that are not there.
+        ``name`` is what errors call the index.
         """
         if not isinstance(index, Tensor):
             kind = type(index).__name__
-            raise TypeError(f"index: expected a tensor of dataset indices, got {kind}")
+            raise TypeError(f"{name}: expected a tensor of dataset indices, got {kind}")
         if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype is torch.bool:
-            raise TypeError(f"index: expected integer dataset indices, got {index.dtype}")
+            raise TypeError(f"{name}: expected integer dataset indices, got {index.dtype}")
         if index.shape != rows.shape:
             raise ValueError(
-                f"index: expected one per sample, shape {tuple(rows.shape)}, "
+                f"{name}: expected one per sample, shape {tuple(rows.shape)}, "
                 f"got {tuple(index.shape)}"
             )
         if index.device != rows.device:
-            raise ValueError(f"index: expected device {rows.device}, got {index.device}")
+            raise ValueError(f"{name}: expected device {rows.device}, got {index.device}")
         present = torch.ones_like(rows, dtype=torch.bool) if target is None else target >= 0
         checked = index.long().masked_fill(~present, 0)
         if readable(checked) and checked.numel():
@@ -67,7 +78,7 @@ class PerSampleState(nn.Module):
             if low < 0 or high >= self.num_samples:
                 wrong = low if low < 0 else high
                 raise ValueError(
-                    f"index: expected dataset indices in [0, {self.num_samples}), got {wrong}"
+                    f"{name}: expected dataset indices in [0, {self.num_samples}), got {wrong}"
                 )
         return checked, present
 
@@ -84,8 +95,13 @@ class PerSampleState(nn.Module):
         values: Tensor = buffer[index].to(dtype)
         return values
 
-    def _store(self, name: str, index: Tensor, values: Tensor, present: Tensor) -> Tensor:
-        """Store new values of the samples that are there; return them, duplicates averaged."""
+    def _store(
+        self, name: str, index: Tensor, values: Tensor, present: Tensor, *, log: bool = False
+    ) -> Tensor:
+        """Store new values of the samples that are there; return them, duplicates averaged.
+
+        With ``log`` the values are logarithms of what is averaged.
+        """
         buffer = self._buffers[name]
         assert buffer is not None
         rows = (index.reshape(-1), values.detach().reshape(-1), present.reshape(-1))
@@ -95,8 +111,13 @@ class PerSampleState(nn.Module):
         slot_of = every.sort().values
         slot = torch.searchsorted(slot_of, every)
         count = torch.zeros_like(new).index_add_(0, slot, there.to(new.dtype))
+        top = torch.zeros_like(new)
+        if log:  # exp() of the difference from the largest of a slot cannot overflow
+            seen = torch.where(there, new, -math.inf)
+            top.fill_(-math.inf).scatter_reduce_(0, slot, seen, "amax")
+            new = torch.exp(new - top[slot])
         total = torch.zeros_like(new).index_add_(0, slot, torch.where(there, new, 0.0))
-        mean = total / count
+        mean = top + (total / count).log() if log else total / count
         kept = torch.where(count[slot] > 0, mean[slot].to(buffer.dtype), buffer[every])
         buffer.index_copy_(0, every, kept)
         own = mean[torch.searchsorted(slot_of, rows[0])].view(index.shape)

@@ -589,6 +589,11 @@ class SmoothAdversarialCompSumLoss(ClassificationLoss):
             shift_invariant=True,
             limits=(("nu = 0", "CompSumLoss of logits/rho"),),
             counterexamples=counterexamples,
+            unknown={"smoothness": "a norm: no slope where both logits agree, smooth elsewhere"}
+            | dict.fromkeys(
+                ("symmetric", "calibrated", "rank_consistent", "proper"),
+                "of two rows of logits, of which the perturbed one has no minimiser of its own",
+            ),
             source="Mao, Mohri, Zhong 2023",
         )
 

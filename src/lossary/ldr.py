@@ -469,8 +469,8 @@ class ALDRKLLoss(ClassificationLoss, PerSampleState):
         <= Crammer-Singer (with ``margin_in_update`` and ``prob_eps=0``). That point was the
         global maximiser in every case tried with alpha >= 1.5 up to 100 classes, 2 up to 1000, 4
         up to 10^6; for a smaller alpha the steps may stop at a lower maximum. The maximum is
-        calibrated and rank-consistent for a margin shared by all classes; convexity is not
-        known. Bounded below by -lam log K.
+        convex, as each value at a fixed temperature is, and calibrated and rank-consistent for a
+        margin shared by all classes. Bounded below by -lam log K.
 
     Limits:
         alpha -> inf: :class:`LDRKLLoss`. Equal z leave lam_i = lam; one dominant z_k sends it to
@@ -595,6 +595,7 @@ class ALDRKLLoss(ClassificationLoss, PerSampleState):
         if shared:
             counterexamples["symmetric"] = ((0.0, *rest), (3.0, *rest))
         return Properties(
+            convex=True,  # at every temperature, and so is the maximum over them
             lower=-self.lam * math.log(num_classes),
             upper=math.inf,
             lipschitz=math.sqrt(2.0),
@@ -608,6 +609,17 @@ class ALDRKLLoss(ClassificationLoss, PerSampleState):
             minimiser="orders the classes as q does" if shared else None,
             limits=(("alpha -> inf", "LDRKLLoss"),),
             counterexamples=counterexamples,
+            unknown={
+                "smoothness": "smooth at stored temperatures, not known of the maximum",
+                "proper": "the minimiser's order is known, not its values",
+            }
+            | (
+                {}
+                if shared
+                else dict.fromkeys(
+                    ("symmetric", "calibrated", "rank_consistent"), "margins per class"
+                )
+            ),
             source=source,
         )
 

@@ -286,6 +286,8 @@ class _Subject:
         """Whether this is a loss of (logits, class index)."""
         if isinstance(self.loss, ClassificationLoss):
             return True
+        if isinstance(self.loss, Loss) and not self.loss.separable:
+            return False  # labels say which samples belong together, not which logit is right
         xs = self.make()
         return (
             len(xs) == 2
@@ -365,7 +367,8 @@ class _Subject:
         xs = [*others[: self.first], x, *others[self.first :]]
         if self.has_classes:
             xs = [x.unsqueeze(1) for x in xs]
-        loss = self.reduced("sum") if isinstance(self.loss, Loss) else self.loss
+        reduction = "sum" if self.separable else "mean"
+        loss = self.reduced(reduction) if isinstance(self.loss, Loss) else self.loss
 
         def one(*row: Tensor) -> Tensor:
             return loss(*row).sum()
@@ -953,6 +956,7 @@ def _state_inert(s: _Subject) -> None:
     """The state stays as it is in evaluation, without gradients, under torch.func, if asked to."""
     xs = s.make()
     loss = _training(s)
+    alone = not isinstance(s.loss, Loss) or s.separable  # may a sample be a batch?
 
     def total(*xs: Tensor) -> Tensor:
         out: Tensor = loss(*xs)
@@ -966,7 +970,7 @@ def _state_inert(s: _Subject) -> None:
         "in evaluation mode": lambda: loss(*s.leaves(xs)),
         "under no_grad": without_grad,
         "under torch.func.grad": lambda: torch.func.grad(total, argnums=s.positions)(*xs),
-        "under vmap": lambda: torch.vmap(total)(*[x.unsqueeze(1) for x in xs]),
+        "under vmap": lambda: torch.vmap(total)(*[x.unsqueeze(1 if alone else 0) for x in xs]),
     }
     if _takes_update(loss):
         attempts["with update=False"] = lambda: loss(*s.leaves(xs), update=False)
@@ -1233,7 +1237,7 @@ def _convex(s: _Subject) -> None:
         return gap / (1 + ends.abs())
 
     if not s.properties.convex:
-        found = float(excess(*s.stored("convex", 1 + s.arity))[0])
+        found = float(excess(*s.stored("convex", 1 + s.arity)).detach()[0])
         if not found > 1e-12:
             _fail(f"Claimed not to be, but the counterexample exceeds by {found:.3g} (relative).")
         return
@@ -1258,7 +1262,7 @@ def _bounds(s: _Subject) -> None:
     lower, upper = s.properties.lower, s.properties.upper
     finite = [b for b in (lower, upper) if b is not None and math.isfinite(b)]
     span = finite[1] - finite[0] if len(finite) == 2 else max([1.0, *map(abs, finite)])
-    rays = s.row_values(*_rays(s))
+    rays = s.row_values(*_rays(s)).detach()
     rays = rays[~rays.isnan()]
     if lower is not None:
         _expect_bound(s, "lower", lower, -1.0, rays, span)
@@ -1303,7 +1307,7 @@ def _expect_growth(s: _Subject, name: str, fn: Callable[..., Tensor]) -> None:
     """Fail unless ``fn`` grows without end along the stored direction."""
     d, *others = s.stored(name, s.arity)
     scales = [10.0**i for i in range(6)]
-    values = [float(fn(c * d, *others)[0]) for c in scales]
+    values = [float(fn(c * d, *others).detach()[0]) for c in scales]
     large = [v for v in values if v > 1e100]
     steps = [b - a for a, b in itertools.pairwise(values)]
     # Growth like a logarithm adds as much with every decade, a bounded function less and less.
