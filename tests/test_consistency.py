@@ -766,6 +766,8 @@ def test_coupling_is_equivariant_and_blind_to_shifts(n, seed):
     assert torch.equal(minibatch_ot_coupling(x, noise.double() + 1e6 * shift.double()), perm)
     assert torch.equal(minibatch_ot_coupling(x.double() + shift.double(), noise), perm)
     assert torch.equal(minibatch_ot_coupling(3 * x, noise), perm)
+    # Far from 0 both: the products of the means would leave no digits.
+    assert torch.equal(minibatch_ot_coupling(x.double() + 1e7, noise.double() + 1e7), perm)
 
 
 def test_coupling_in_one_dimension_sorts():

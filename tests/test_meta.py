@@ -120,6 +120,7 @@ def test_the_library_needs_torch_alone():
 
 
 FLOORS = [
+    "_checks",
     "_numerics",
     "_properties",
     "_softmax",

@@ -391,6 +391,9 @@ def test_what_is_not_claimed_has_a_reason(f_divergence, alpha):
     p = DPOLoss(0.7, 0.1, f_divergence, alpha).properties()
     claims = ("convex", "lower", "upper", "lipschitz", "smoothness")
     assert {name for name in claims if getattr(p, name) is None} == set(p.unknown)
+    if f_divergence == "reverse_kl" or (f_divergence, alpha) == ("alpha", 1.0):
+        assert p == DPOLoss(0.7, 0.1).properties()
+        assert not p.unknown
     # What the reasons say of the bounds, where both answers move.
     far = torch.tensor([-60.0, 60.0], dtype=F64)
     inputs = torch.cartesian_prod(far, far).T
@@ -700,7 +703,7 @@ def test_the_base_itself_has_no_loss():
     pc, pr, rc, rr, *_ = answers()
     base = PairwisePreferenceLoss()
     assert isinstance(base, Loss)
-    with pytest.raises(NotImplementedError, match=r"PairwisePreferenceLoss: .*pair_loss"):
+    with pytest.raises(AttributeError, match="pair_loss"):
         base(pc, pr, rc, rr)
 
 

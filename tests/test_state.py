@@ -119,8 +119,8 @@ TARGET = torch.tensor([0, 2])
 @pytest.mark.parametrize(
     ("index", "error", "says"),
     [
-        ([0, 1], TypeError, "a tensor of dataset indices, got list"),
-        (None, TypeError, "a tensor of dataset indices, got NoneType"),
+        ([0, 1], TypeError, "a tensor, got list"),
+        (None, TypeError, "a tensor, got NoneType"),
         (torch.tensor([0.0, 1.0]), TypeError, "integer dataset indices, got torch.float32"),
         (torch.tensor([True, False]), TypeError, "integer dataset indices, got torch.bool"),
         (torch.tensor([0]), ValueError, r"one per sample, shape \(2,\), got \(1,\)"),

@@ -16,70 +16,24 @@ with one ``w`` that gathers sample weight, class weight and mask. In a separable
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from numbers import Real
 from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from lossary import _distributed, _softmax
+from lossary._checks import (
+    check_choice,
+    check_device,
+    check_floating,
+    check_int,
+    check_number,
+    check_tensor,
+)
 from lossary._properties import Properties
 
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
 HALF = (torch.float16, torch.bfloat16)
-
-
-def check_number(
-    name: str,
-    value: object,
-    low: float = -math.inf,
-    high: float = math.inf,
-    *,
-    low_open: bool = False,
-    high_open: bool = False,
-) -> float:
-    """Return ``value`` as a float if it is a number in the stated range, else raise an error."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__} ({value!r})")
-    number = float(value)
-    below = number <= low if low_open else number < low
-    above = number >= high if high_open else number > high
-    if math.isnan(number) or below or above:
-        interval = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
-        raise ValueError(f"{name}: expected a number in {interval}, got {value!r}")
-    return number
-
-
-def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Raise an error unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
-
-
-def _check_tensor(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-
-
-def _check_device(name: str, value: Tensor, other: Tensor) -> None:
-    if value.device != other.device:
-        raise ValueError(f"{name}: expected device {other.device}, got {value.device}")
-
-
-def check_embeddings(**embeddings: Any) -> None:
-    """Raise an error unless all are floating-point matrices of one shape, on one device."""
-    first, like = next(iter(embeddings.items()))
-    for name, x in embeddings.items():
-        _check_tensor(name, x)
-        if not x.dtype.is_floating_point:
-            raise TypeError(f"{name}: expected floating point, got {x.dtype}")
-        if x.dim() != 2 or x.shape[1] == 0:
-            raise ValueError(f"{name}: expected shape (N, D), D >= 1, got {tuple(x.shape)}")
-        if x.shape != like.shape:
-            raise ValueError(
-                f"{name}: expected the shape of {first}, {tuple(like.shape)}, got {tuple(x.shape)}"
-            )
-        _check_device(name, x, like)
 
 
 def _forward_like(per_sample: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -323,7 +277,7 @@ def _check_divisor(number: float) -> None:
 
 
 def _check_weight_type(weight: object) -> None:
-    _check_tensor("weight", weight)
+    check_tensor("weight", weight)
     assert isinstance(weight, Tensor)
     if not (weight.dtype.is_floating_point or weight.dtype is torch.bool):
         raise TypeError(f"weight: expected a float or bool tensor, got {weight.dtype}")
@@ -339,7 +293,7 @@ def _check_weight(weight: Tensor, shape: torch.Size, values: Tensor) -> None:
             f"weight: expected shape {tuple(shape)}, or as many dimensions with ones, "
             f"got {tuple(weight.shape)}"
         )
-    _check_device("weight", weight, values)
+    check_device("weight", weight, values)
 
 
 def _upcast(x: Any) -> Any:
@@ -430,9 +384,7 @@ class ClassificationLoss(Loss):
     ) -> None:
         super().__init__(reduction=reduction)
         if class_weight is not None:
-            _check_tensor("class_weight", class_weight)
-            if not class_weight.dtype.is_floating_point:
-                raise TypeError(f"class_weight: expected a float tensor, got {class_weight.dtype}")
+            check_floating("class_weight", class_weight)
             if class_weight.dim() != 1 or len(class_weight) < 2:
                 shape = tuple(class_weight.shape)
                 raise ValueError(f"class_weight: expected shape (K,) with K >= 2, got {shape}")
@@ -441,9 +393,8 @@ class ClassificationLoss(Loss):
                 raise ValueError(
                     f"class_weight: expected finite numbers >= 0, got {class_weight.tolist()}"
                 )
-        for name, value in (("ignore_index", ignore_index), ("class_dim", class_dim)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: expected an int, got {type(value).__name__} ({value!r})")
+        check_int("ignore_index", ignore_index)
+        check_int("class_dim", class_dim)
         self.register_buffer("class_weight", class_weight)
         self.ignore_index = ignore_index
         self.class_dim = class_dim
@@ -588,10 +539,8 @@ class ClassificationLoss(Loss):
 
     def _check_inputs(self, logits: Tensor, target: Tensor) -> int:
         """Check what can be checked without looking at the values; return the class axis."""
-        _check_tensor("logits", logits)
-        _check_tensor("target", target)
-        if not logits.dtype.is_floating_point:
-            raise TypeError(f"logits: expected floating point, got {logits.dtype}")
+        check_floating("logits", logits)
+        check_tensor("target", target)
         if logits.dim() == 0:
             raise ValueError("logits: expected a class axis, got a 0-dim tensor")
         axis = self._class_axis(logits)
@@ -604,7 +553,7 @@ class ClassificationLoss(Loss):
             raise ValueError(
                 f"class_weight: expected {num_classes} weights, got {len(class_weight)}"
             )
-        _check_device("target", target, logits)
+        check_device("target", target, logits)
         rows = shape[:axis] + shape[axis + 1 :]
         if target.dtype.is_floating_point:
             if target.shape == rows:

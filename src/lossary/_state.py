@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossary._checks import check_device, check_int, check_integers
 from lossary._distributed import gather_rows
 from lossary._softmax import _is_legacy_batched, _is_wrapped, readable
 
@@ -24,14 +25,9 @@ class PerSampleState(nn.Module):
         self, name: str, num_samples: object, initial: float, dtype: torch.dtype = torch.float32
     ) -> None:
         """Register the buffer ``name``, where every sample begins with ``initial``."""
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int):
-            kind = type(num_samples).__name__
-            raise TypeError(f"num_samples: expected an int, got {kind} ({num_samples!r})")
-        if num_samples < 1:
-            raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-        self.num_samples = num_samples
+        self.num_samples = check_int("num_samples", num_samples, 1)
         self._initial: dict[str, float] = {**getattr(self, "_initial", {}), name: initial}
-        self.register_buffer(name, torch.full((num_samples,), initial, dtype=dtype))
+        self.register_buffer(name, torch.full((self.num_samples,), initial, dtype=dtype))
 
     def reset(self, index: Tensor | None = None) -> None:
         """Forget what was learnt of the samples ``index``; without it, of every sample."""
@@ -59,18 +55,13 @@ class PerSampleState(nn.Module):
         ``rows`` has the shape that is expected; the target is -1 for samples that are not there.
         ``name`` is what errors call the index.
         """
-        if not isinstance(index, Tensor):
-            kind = type(index).__name__
-            raise TypeError(f"{name}: expected a tensor of dataset indices, got {kind}")
-        if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype is torch.bool:
-            raise TypeError(f"{name}: expected integer dataset indices, got {index.dtype}")
+        check_integers(name, index, "integer dataset indices")
         if index.shape != rows.shape:
             raise ValueError(
                 f"{name}: expected one per sample, shape {tuple(rows.shape)}, "
                 f"got {tuple(index.shape)}"
             )
-        if index.device != rows.device:
-            raise ValueError(f"{name}: expected device {rows.device}, got {index.device}")
+        check_device(name, index, rows)
         present = torch.ones_like(rows, dtype=torch.bool) if target is None else target >= 0
         checked = index.long().masked_fill(~present, 0)
         if readable(checked) and checked.numel():

@@ -12,18 +12,8 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from lossary._base import (
-    Loss,
-    LossOptions,
-    _check_device,
-    _check_tensor,
-    _check_weight,
-    _check_weight_type,
-    _upcast,
-    check_choice,
-    check_number,
-    expectation,
-)
+from lossary._base import Loss, LossOptions, _check_weight, _check_weight_type, _upcast, expectation
+from lossary._checks import check_choice, check_floating, check_int, check_like, check_number
 from lossary._properties import Properties
 
 
@@ -105,12 +95,8 @@ class SymmetricConsistencyLoss(Loss):
         super().__init__(**options)
         self.alpha = check_number("alpha", alpha, 0.0, 1.0)
         check_choice("detach_teacher", detach_teacher, (True, False))
-        if isinstance(class_dim, bool) or not isinstance(class_dim, int):
-            raise TypeError(
-                f"class_dim: expected an int, got {type(class_dim).__name__} ({class_dim!r})"
-            )
         self.detach_teacher = detach_teacher
-        self.class_dim = class_dim
+        self.class_dim = check_int("class_dim", class_dim)
 
     def per_sample(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the loss of every row of logits, unreduced."""
@@ -143,10 +129,8 @@ class SymmetricConsistencyLoss(Loss):
 
     def _class_axis(self, logits: Tensor, teacher_logits: Tensor) -> int:
         """Check the inputs; return the class axis as a non-negative number."""
-        for name, x in (("logits", logits), ("teacher_logits", teacher_logits)):
-            _check_tensor(name, x)
-            if not x.dtype.is_floating_point:
-                raise TypeError(f"{name}: expected floating point, got {x.dtype}")
+        check_floating("logits", logits)
+        check_floating("teacher_logits", teacher_logits)
         shape, n = tuple(logits.shape), logits.dim()
         # A single row has only one axis.
         axis = 0 if n == 1 and self.class_dim in (1, 0, -1) else self.class_dim
@@ -154,12 +138,7 @@ class SymmetricConsistencyLoss(Loss):
             raise ValueError(f"logits: expected an axis {axis} (class_dim), got shape {shape}")
         if shape[axis] < 2:
             raise ValueError(f"logits: expected at least 2 classes, got {shape[axis]}")
-        if teacher_logits.shape != logits.shape:
-            raise ValueError(
-                f"teacher_logits: expected the shape of logits, {shape}, "
-                f"got {tuple(teacher_logits.shape)}"
-            )
-        _check_device("teacher_logits", teacher_logits, logits)
+        check_like("teacher_logits", teacher_logits, "logits", logits)
         return axis % n
 
     def properties(self) -> Properties:

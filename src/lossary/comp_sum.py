@@ -15,7 +15,8 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from lossary._base import HALF, ClassificationLoss, ClassOptions, check_choice, check_number
+from lossary._base import HALF, ClassificationLoss, ClassOptions
+from lossary._checks import check_choice, check_number, check_positive
 from lossary._numerics import expm1, softplus
 from lossary._properties import Properties
 from lossary._softmax import readable
@@ -403,7 +404,7 @@ class MulticlassMAELoss(ClassificationLoss):
 
     def __init__(self, scale: float = 1.0, **options: Unpack[ClassOptions]) -> None:
         super().__init__(**options)
-        self.scale = check_number("scale", scale, 0.0, math.inf, low_open=True, high_open=True)
+        self.scale = check_positive("scale", scale)
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""
@@ -492,7 +493,7 @@ class SmoothAdversarialCompSumLoss(ClassificationLoss):
     ) -> None:
         super().__init__(**options)
         self.tau = check_number("tau", tau, 0.0, math.inf, high_open=True)
-        self.rho = check_number("rho", rho, 0.0, math.inf, low_open=True, high_open=True)
+        self.rho = check_positive("rho", rho)
         self.nu = check_number("nu", nu, 0.0, math.inf, high_open=True)
 
     def per_sample(self, logits: Tensor, adv_logits: Tensor, target: Tensor) -> Tensor:

@@ -17,15 +17,16 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from lossary._base import (
-    HALF,
-    Loss,
-    LossOptions,
-    _check_device,
-    _check_tensor,
-    _upcast,
+from lossary._base import HALF, Loss, LossOptions, _upcast
+from lossary._checks import (
     check_choice,
+    check_device,
+    check_floating,
+    check_int,
+    check_integers,
+    check_like,
     check_number,
+    check_positive,
 )
 from lossary._numerics import log1mexp
 from lossary._properties import Properties
@@ -239,11 +240,10 @@ class EarlyTimestepDiffusionLoss(Loss):
         num_scales = _checked_num_scales(num_scales)
         _check_index(index, num_scales, denoised)
         if isinstance(num_scales, Tensor):
-            end = self.fraction * (num_scales.double() - 1.0)
+            inside = index < self.fraction * (num_scales.double() - 1.0)
         else:
             # A whole number: beside one with a fraction torch takes positions for float32.
-            end = math.ceil(self.fraction * (num_scales - 1))
-        inside = index < end
+            inside = index < math.ceil(self.fraction * (num_scales - 1))
         r = _rows(denoised - target).masked_fill(~inside.unsqueeze(1), 0.0)
         values = r.square().sum(1) / max(1, r.shape[1])
         return values, inside.to(values.dtype)
@@ -309,10 +309,10 @@ def karras_sigmas(
         >>> karras_sigmas(5)
         tensor([2.0000e-03, 1.6975e-01, 2.5152e+00, 1.7528e+01, 8.0000e+01])
     """
-    _check_whole("num_scales", num_scales, 1)
-    sigma_min = _above("sigma_min", sigma_min)
-    sigma_max = _above("sigma_max", sigma_max, sigma_min)
-    rho = _above("rho", rho)
+    check_int("num_scales", num_scales, 1)
+    sigma_min = check_positive("sigma_min", sigma_min)
+    sigma_max = check_positive("sigma_max", sigma_max, sigma_min)
+    rho = check_positive("rho", rho)
     if dtype is not None and not dtype.is_floating_point:
         raise TypeError(f"dtype: expected a floating-point dtype, got {dtype}")
     # The same formula in logarithms, of which nothing cancels or overflows for any rho.
@@ -358,10 +358,10 @@ def ict_discretization_steps(k: int, total_steps: int, s0: int = 10, s1: int = 1
         >>> [ict_discretization_steps(k, 800) for k in (0, 99, 100, 799)]
         [11, 11, 21, 1281]
     """
-    _check_whole("k", k, 0)
-    _check_whole("total_steps", total_steps, 1)
-    _check_whole("s0", s0, 1)
-    _check_whole("s1", s1, s0)
+    check_int("k", k, 0)
+    check_int("total_steps", total_steps, 1)
+    check_int("s0", s0, 1)
+    check_int("s1", s1, s0)
     stages = math.log2(s1 // s0) + 1.0
     length = math.floor(total_steps / stages)
     if length == 0:
@@ -414,8 +414,8 @@ def lognormal_index_probabilities(
         tensor([0.3659, 0.4799, 0.1333, 0.0209])
     """
     _check_sigmas(sigmas)
-    p_mean = _above("p_mean", p_mean, -math.inf)
-    p_std = _above("p_std", p_std)
+    p_mean = check_positive("p_mean", p_mean, -math.inf)
+    p_std = check_positive("p_std", p_std)
     z = (sigmas.double().log() - p_mean) / p_std
     a, b = z[:-1], z[1:]
     # In the upper tail both ends have a probability of 1 to all digits: mirrored they keep them.
@@ -522,10 +522,10 @@ def consistency_boundary(
                 [ 0.8541, -0.1499]])
     """
     _check_pair("net_output", net_output, x_t, "x_t")
-    sigma_data = _above("sigma_data", sigma_data)
+    sigma_data = check_positive("sigma_data", sigma_data)
     sigma_min = check_number("sigma_min", sigma_min, 0.0, math.inf, high_open=True)
     check_choice("variant", variant, ("edm", "lcm"))
-    scaling = _above("timestep_scaling", timestep_scaling)
+    scaling = check_positive("timestep_scaling", timestep_scaling)
     dtype = torch.promote_types(net_output.dtype, x_t.dtype)
     dtype = torch.float32 if dtype in HALF else dtype
     s = _checked_sigma(sigma, x_t, dtype)
@@ -541,7 +541,7 @@ def consistency_boundary(
     # A quotient of lengths, squared, as the squares may overflow; 1 exactly at the boundary.
     c_skip = (sigma_data / torch.hypot(far, data)).square()
     c_out = out * (far / torch.hypot(size, data))
-    shape = (-1, *[1] * (x_t.dim() - 1)) if s.dim() else ()
+    shape = (-1, *[1] * (x_t.dim() - 1))
     c_skip, c_out = c_skip.to(dtype).reshape(shape), c_out.to(dtype).reshape(shape)
     return c_skip * x_t.to(dtype) + c_out * net_output.to(dtype)
 
@@ -614,43 +614,21 @@ def _rows(x: Tensor) -> Tensor:
 # What the inputs are checked for.
 
 
-def _above(name: str, value: object, least: float = 0.0) -> float:
-    return check_number(name, value, least, math.inf, low_open=True, high_open=True)
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__} ({value!r})")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
-
-
-def _check_floating(name: str, x: object) -> None:
-    _check_tensor(name, x)
-    assert isinstance(x, Tensor)
-    if not x.dtype.is_floating_point:
-        raise TypeError(f"{name}: expected floating point, got {x.dtype}")
-
-
 def _check_pair(first: str, x: Tensor, y: Tensor, second: str = "target") -> None:
-    _check_floating(first, x)
-    _check_floating(second, y)
+    check_floating(first, x)
+    check_floating(second, y)
     if x.dim() == 0:
         raise ValueError(f"{first}: expected samples along an axis 0, got a 0-dim tensor")
-    if x.shape != y.shape:
-        raise ValueError(
-            f"{second}: expected the shape of {first}, {tuple(x.shape)}, got {tuple(y.shape)}"
-        )
-    _check_device(second, y, x)
+    check_like(second, y, first, x)
 
 
 def _check_time_weight(w: Tensor, prediction: Tensor) -> None:
-    _check_floating("time_weight", w)
+    check_floating("time_weight", w)
     if w.shape != prediction.shape[:1]:
         raise ValueError(
             f"time_weight: expected shape {tuple(prediction.shape[:1])}, got {tuple(w.shape)}"
         )
-    _check_device("time_weight", w, prediction)
+    check_device("time_weight", w, prediction)
     good = (w >= 0) & w.isfinite()
     if readable(good) and not bool(good.all()):
         raise ValueError(
@@ -665,7 +643,7 @@ def _is_integer(x: Tensor) -> bool:
 def _checked_num_scales(n: int | Tensor) -> int | Tensor:
     """Return num_scales, as a number where it can be read."""
     if not isinstance(n, Tensor):
-        _check_whole("num_scales", n, 2)
+        check_int("num_scales", n, 2)
         return n
     if n.dim() != 0 or not _is_integer(n):
         raise TypeError(
@@ -673,20 +651,18 @@ def _checked_num_scales(n: int | Tensor) -> int | Tensor:
             f"got shape {tuple(n.shape)} of {n.dtype}"
         )
     if readable(n):
-        _check_whole("num_scales", int(n), 2)
+        check_int("num_scales", int(n), 2)
         return int(n)
     return n
 
 
 def _check_index(index: Tensor, num_scales: int | Tensor, denoised: Tensor) -> None:
-    _check_tensor("index", index)
-    if not _is_integer(index):
-        raise TypeError(f"index: expected an integer tensor, got {index.dtype}")
+    check_integers("index", index)
     if index.shape != denoised.shape[:1]:
         raise ValueError(
             f"index: expected shape {tuple(denoised.shape[:1])}, got {tuple(index.shape)}"
         )
-    _check_device("index", index, denoised)
+    check_device("index", index, denoised)
     if isinstance(num_scales, int) and readable(index):
         wrong = (index < 0) | (index >= num_scales)
         if bool(wrong.any()):
@@ -696,7 +672,7 @@ def _check_index(index: Tensor, num_scales: int | Tensor, denoised: Tensor) -> N
 
 
 def _check_sigmas(sigmas: Tensor) -> None:
-    _check_floating("sigmas", sigmas)
+    check_floating("sigmas", sigmas)
     if sigmas.dim() != 1 or len(sigmas) < 2:
         raise ValueError(f"sigmas: expected shape (N,) with N >= 2, got {tuple(sigmas.shape)}")
     good = (sigmas > 0).all() & (sigmas.diff() > 0).all() & sigmas.isfinite().all()
@@ -711,13 +687,13 @@ def _checked_sigma(sigma: Tensor | float, x_t: Tensor, dtype: torch.dtype) -> Te
     if not isinstance(sigma, Tensor):
         sigma = check_number("sigma", sigma, 0.0, math.inf, high_open=True)
         return x_t.new_full((), sigma, dtype=dtype)
-    _check_floating("sigma", sigma)
+    check_floating("sigma", sigma)
     if sigma.dim() and sigma.shape != x_t.shape[:1]:
         raise ValueError(
             f"sigma: expected shape {tuple(x_t.shape[:1])} or a single number, "
             f"got {tuple(sigma.shape)}"
         )
-    _check_device("sigma", sigma, x_t)
+    check_device("sigma", sigma, x_t)
     good = sigma >= 0
     if readable(good) and not bool(good.all()):
         raise ValueError(f"sigma: expected numbers >= 0, got {float(sigma.detach()[~good][0]):g}")

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from lossary import _softmax
-from lossary._base import (
-    Loss,
-    LossOptions,
-    _check_device,
-    _check_tensor,
+from lossary._base import Loss, LossOptions
+from lossary._checks import (
     check_choice,
+    check_device,
     check_embeddings,
+    check_floating,
     check_number,
+    check_positive,
 )
 from lossary._numerics import normalized, softplus
 from lossary._properties import Properties
@@ -34,9 +34,7 @@ class _Contrastive(Loss):
 
     def __init__(self, temperature: float, normalize: bool, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
-        self.temperature = check_number(
-            "temperature", temperature, 0.0, math.inf, low_open=True, high_open=True
-        )
+        self.temperature = check_positive("temperature", temperature)
         check_choice("normalize", normalize, (True, False))
         self.normalize = normalize
 
@@ -201,16 +199,14 @@ class InfoNCELoss(_Contrastive):
             if not self.in_batch:
                 raise ValueError("negatives: expected a tensor with in_batch=False, got None")
             return
-        _check_tensor("negatives", negatives)
-        if not negatives.dtype.is_floating_point:
-            raise TypeError(f"negatives: expected floating point, got {negatives.dtype}")
+        check_floating("negatives", negatives)
         n, width = query.shape
         shape = tuple(negatives.shape)
         if len(shape) not in (2, 3) or shape[-1] != width or (len(shape) == 3 and shape[0] != n):
             raise ValueError(
                 f"negatives: expected shape (M, {width}) or ({n}, M, {width}), got {shape}"
             )
-        _check_device("negatives", negatives, query)
+        check_device("negatives", negatives, query)
 
 
 class NTXentLoss(_Contrastive):

@@ -11,19 +11,14 @@ alike.
 """
 
 import math
-from typing import Any, NamedTuple, Unpack
+from collections.abc import Callable
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
-from lossary._base import (
-    Loss,
-    LossOptions,
-    _upcast,
-    check_choice,
-    check_embeddings,
-    check_number,
-)
+from lossary._base import Loss, LossOptions, _upcast
+from lossary._checks import check_choice, check_embeddings, check_int, check_number, check_positive
 from lossary._numerics import normalized
 from lossary._properties import Properties
 from lossary._state import PerSampleState
@@ -61,6 +56,8 @@ class _GlobalContrastive(Loss, PerSampleState):
     _sides: tuple[str, ...]
     #: What the anchors of a sample count together: their sum, or their mean.
     _share: float
+    #: Who the anchors are: the only thing that a subclass writes.
+    _anchors: Callable[[Tensor, Tensor, Tensor, Tensor | None], list[_Anchors]]
 
     def __init__(
         self,
@@ -82,26 +79,25 @@ class _GlobalContrastive(Loss, PerSampleState):
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(**options)
-        above_zero: dict[str, Any] = {"low": 0.0, "low_open": True, "high_open": True}
-        self.temperature = check_number("temperature", temperature, **above_zero)
+        self.temperature = check_positive("temperature", temperature)
         self.gamma = check_number("gamma", gamma, 0.0, 1.0, low_open=True)
         check_choice("individualized", individualized, (True, False))
         self.individualized = individualized
-        self.tau_min = check_number("tau_min", tau_min, **above_zero)
+        self.tau_min = check_positive("tau_min", tau_min)
         self.tau_max = check_number("tau_max", tau_max, self.tau_min, high_open=True)
         if individualized:
             check_number("temperature", temperature, self.tau_min, self.tau_max)
         self.rho = check_number("rho", rho, 0.0, high_open=True)
-        self.eta = check_number("eta", eta, **above_zero)
+        self.eta = check_positive("eta", eta)
         self.beta = check_number("beta", beta, 0.0, 1.0, low_open=True)
         self.grad_clip = grad_clip
         if grad_clip is not None:
-            check_number("grad_clip", grad_clip, **above_zero)
+            check_positive("grad_clip", grad_clip)
         check_choice("gamma_schedule", gamma_schedule, ("constant", "cosine"))
         self.gamma_schedule = gamma_schedule
         self.gamma_decay_epochs = gamma_decay_epochs
         if gamma_schedule == "cosine":
-            _check_count("gamma_decay_epochs", gamma_decay_epochs, 1)
+            check_int("gamma_decay_epochs", gamma_decay_epochs, 1)
             self.register_buffer("epoch", torch.tensor(0))
         check_choice("normalize", normalize, (True, False))
         self.normalize = normalize
@@ -115,7 +111,7 @@ class _GlobalContrastive(Loss, PerSampleState):
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, counted from 0, that the cosine schedule of gamma goes by."""
-        _check_count("epoch", epoch, 0)
+        check_int("epoch", epoch, 0)
         if self.gamma_schedule == "cosine":
             self.epoch.fill_(epoch)
 
@@ -128,11 +124,6 @@ class _GlobalContrastive(Loss, PerSampleState):
             unknown=dict.fromkeys(names, surrogate),
             source="Yuan et al. 2022; Qiu et al. 2023",
         )
-
-    def _anchors(
-        self, z1: Tensor, z2: Tensor, index: Tensor, index2: Tensor | None
-    ) -> list[_Anchors]:
-        raise AssertionError("a subclass says who its anchors are")
 
     def _surrogate(
         self, z1: Tensor, z2: Tensor, index: Tensor, index2: Tensor | None, update: bool
@@ -213,13 +204,6 @@ class _GlobalContrastive(Loss, PerSampleState):
         tau = (tau - self.eta * momentum).clamp(self.tau_min, self.tau_max)
         self._store(f"tau_momentum{side}", index, momentum, present)
         self._store(f"tau{side}", index, tau, present)
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__} ({value!r})")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
 class GlobalContrastiveLoss(_GlobalContrastive):

@@ -16,13 +16,8 @@ import torch
 from torch import Tensor
 
 from lossary import _softmax
-from lossary._base import (
-    HALF,
-    ClassificationLoss,
-    ClassOptions,
-    check_choice,
-    check_number,
-)
+from lossary._base import HALF, ClassificationLoss, ClassOptions
+from lossary._checks import check_choice, check_int, check_number, check_positive
 from lossary._numerics import softplus
 from lossary._properties import Properties
 from lossary._softmax import readable
@@ -219,10 +214,7 @@ class LDRLoss(ClassificationLoss):
         check_choice("divergence", divergence, ("kl", "euclidean"))
         self.divergence = divergence
         if topk is not None:
-            if isinstance(topk, bool) or not isinstance(topk, int):
-                raise TypeError(f"topk: expected an int, got {type(topk).__name__} ({topk!r})")
-            if topk < 1:
-                raise ValueError(f"topk: expected at least 1, got {topk}")
+            check_int("topk", topk, 1)
         self.topk = topk
         _set_margin(self, margin)
 
@@ -523,18 +515,14 @@ class ALDRKLLoss(ClassificationLoss, PerSampleState):
         **options: Unpack[ClassOptions],
     ) -> None:
         super().__init__(**options)
-        self.lam = check_number("lam", lam, 0.0, math.inf, low_open=True, high_open=True)
-        self.alpha = check_number("alpha", alpha, 1.0, math.inf, low_open=True, high_open=True)
+        self.lam = check_positive("lam", lam)
+        self.alpha = check_positive("alpha", alpha, 1.0)
         check_choice("normalize", normalize, (None, "softplus", "l1", "softplus-l1"))
         self.normalize = normalize
         check_choice("margin_in_update", margin_in_update, (True, False))
         self.margin_in_update = margin_in_update
         self.prob_eps = check_number("prob_eps", prob_eps, 0.0, math.inf, high_open=True)
-        if isinstance(n_iter, bool) or not isinstance(n_iter, int):
-            raise TypeError(f"n_iter: expected an int, got {type(n_iter).__name__} ({n_iter!r})")
-        if n_iter < 1:
-            raise ValueError(f"n_iter: expected at least 1, got {n_iter}")
-        self.n_iter = n_iter
+        self.n_iter = check_int("n_iter", n_iter, 1)
         _set_margin(self, margin)
         self._add_state("sample_lam", num_samples, self.lam)
 

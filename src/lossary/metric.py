@@ -14,30 +14,28 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lossary._base import (
-    Loss,
-    LossOptions,
-    _check_device,
-    _check_tensor,
-    _upcast,
+from lossary._base import Loss, LossOptions, _upcast
+from lossary._checks import (
     check_choice,
+    check_device,
     check_embeddings,
+    check_int,
+    check_integers,
     check_number,
+    check_positive,
 )
 from lossary._numerics import normalized
 from lossary._properties import Properties
 
 
 def _check_labels(labels: Any, embeddings: Tensor) -> None:
-    _check_tensor("labels", labels)
-    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype is torch.bool:
-        raise TypeError(f"labels: expected integers, got {labels.dtype}")
+    check_integers("labels", labels)
     if labels.shape != embeddings.shape[:1]:
         raise ValueError(
             f"labels: expected one per embedding, shape {tuple(embeddings.shape[:1])}, "
             f"got {tuple(labels.shape)}"
         )
-    _check_device("labels", labels, embeddings)
+    check_device("labels", labels, embeddings)
 
 
 class TCMLoss(Loss):
@@ -221,12 +219,8 @@ class OPIS(nn.Module):
             raise ValueError(f"far_range: expected two rates, got {far_range!r}")
         low = check_number("far_range", far_range[0], 0.0, 1.0, low_open=True)
         self.far_range = low, check_number("far_range", far_range[1], low, 1.0, low_open=True)
-        if isinstance(num_thresholds, bool) or not isinstance(num_thresholds, int):
-            raise TypeError(f"num_thresholds: expected an int, got {num_thresholds!r}")
-        if num_thresholds < 2:
-            raise ValueError(f"num_thresholds: expected at least 2, got {num_thresholds}")
-        self.num_thresholds = num_thresholds
-        self.c = check_number("c", c, 0.0, low_open=True, high_open=True)
+        self.num_thresholds = check_int("num_thresholds", num_thresholds, 2)
+        self.c = check_positive("c", c)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the score of all classes."""

@@ -14,7 +14,8 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from lossary._base import ClassificationLoss, ClassOptions, check_number, expectation
+from lossary._base import ClassificationLoss, ClassOptions, expectation
+from lossary._checks import check_number
 from lossary._numerics import expm1, softplus
 from lossary._properties import Properties
 from lossary.comp_sum import MulticlassMAELoss

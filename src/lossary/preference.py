@@ -10,12 +10,14 @@ reference chosen, reference rejected.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from lossary._base import LossOptions, _upcast, check_choice, check_number
+from lossary._base import LossOptions, _upcast
+from lossary._checks import check_choice, check_number, check_positive
 from lossary._numerics import expm1, softplus
 from lossary._properties import Properties
 from lossary.sequences import _SequenceLoss
@@ -79,6 +81,8 @@ class PairwisePreferenceLoss(_SequenceLoss):
         (tensor([0.1000, 0.0000]), tensor([-0.3000,  0.3000]))
     """
 
+    pair_loss: Callable[[Tensor, Tensor], Tensor]
+
     def __init__(
         self,
         beta: float = 0.1,
@@ -86,13 +90,9 @@ class PairwisePreferenceLoss(_SequenceLoss):
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(**options)
-        self.beta = check_number("beta", beta, 0.0, math.inf, low_open=True, high_open=True)
+        self.beta = check_positive("beta", beta)
         check_choice("reference_free", reference_free, (True, False))
         self.reference_free = reference_free
-
-    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Return the loss of every pair from its two log-ratios."""
-        raise NotImplementedError(f"{type(self).__name__}: expected a method pair_loss, got none")
 
     def per_sample(
         self,

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from lossary import _distributed, _residual
-from lossary._base import (
-    Loss,
-    LossOptions,
-    _check_device,
-    _check_tensor,
+from lossary._base import Loss, LossOptions
+from lossary._checks import (
     check_choice,
+    check_device,
+    check_floating,
+    check_int,
+    check_like,
     check_number,
+    check_positive,
 )
 from lossary._properties import Properties
 from lossary._residual import Kernel, Scale
@@ -77,18 +79,11 @@ class _RobustLoss(Loss):
         return _residual.robust_loss(self._kernel, input, target, scale, mode)
 
     def _check_inputs(self, input: Tensor, target: Tensor) -> None:
-        for name, x in (("input", input), ("target", target)):
-            _check_tensor(name, x)
-            if not x.dtype.is_floating_point:
-                raise TypeError(f"{name}: expected floating point, got {x.dtype}")
-        if input.shape != target.shape:
-            raise ValueError(
-                f"target: expected the shape of input, {tuple(input.shape)}, "
-                f"got {tuple(target.shape)}"
-            )
+        check_floating("input", input)
+        check_floating("target", target)
+        check_like("target", target, "input", input)
         if self.mode == "vector" and input.dim() == 0:
             raise ValueError("input: expected samples along an axis 0, got a 0-dim tensor")
-        _check_device("target", target, input)
 
     def _scale_for(self, input: Tensor) -> Scale:
         c = self.scale
@@ -101,13 +96,13 @@ class _RobustLoss(Loss):
                     f"scale: expected a shape that broadcasts to that of the values, "
                     f"{tuple(values)}, got {tuple(c.shape)}"
                 )
-            _check_device("scale", c, input)
+            check_device("scale", c, input)
         return c
 
 
 def _checked_scale(scale: object) -> float | Tensor:
     if not isinstance(scale, Tensor):
-        return check_number("scale", scale, 0.0, math.inf, low_open=True, high_open=True)
+        return check_positive("scale", scale)
     if not scale.dtype.is_floating_point:
         raise TypeError(f"scale: expected a number or a float tensor, got {scale.dtype}")
     good = (scale > 0) & scale.isfinite()
@@ -507,14 +502,9 @@ def adaptive_cauchy_scale(
         >>> [round(adaptive_cauchy_scale(n), 5) for n in (11, 21, 641)]
         [0.0345, 0.01364, 0.00025]
     """
-    for name, number, least in (("num_scales", num_scales, 2), ("s0", s0, 1)):
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name}: expected an int, got {type(number).__name__} ({number!r})")
-        if number < least:
-            raise ValueError(f"{name}: expected at least {least}, got {number}")
-    initial_scale = check_number(
-        "initial_scale", initial_scale, 0.0, math.inf, low_open=True, high_open=True
-    )
+    check_int("num_scales", num_scales, 2)
+    check_int("s0", s0, 1)
+    initial_scale = check_positive("initial_scale", initial_scale)
     bounds = {"low_open": True, "high_open": True}
     slope = check_number("slope", slope, **bounds)
     intercept = check_number("intercept", intercept, **bounds)

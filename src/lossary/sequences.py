@@ -18,13 +18,20 @@ from lossary._base import (
     HALF,
     Loss,
     LossOptions,
-    _check_device,
-    _check_tensor,
     _check_weight,
     _check_weight_type,
     _upcast,
+)
+from lossary._checks import (
     check_choice,
+    check_device,
+    check_floating,
+    check_int,
+    check_integers,
+    check_like,
     check_number,
+    check_positive,
+    check_tensor,
 )
 from lossary._numerics import softplus
 from lossary._properties import Properties
@@ -242,17 +249,17 @@ def ld_sequence_logps(
         >>> ld_sequence_logps(logps, mask, partner_lengths=torch.tensor([2]), alpha=0.5)
         tensor([-5.])
     """
-    _check_floating("token_logps", token_logps)
+    check_floating("token_logps", token_logps)
     if token_logps.dim() != 2:
         raise ValueError(f"token_logps: expected shape (N, T), got {tuple(token_logps.shape)}")
     present = _present(mask, token_logps.shape, token_logps)
-    _check_integers("partner_lengths", partner_lengths)
+    check_integers("partner_lengths", partner_lengths)
     if partner_lengths.shape != token_logps.shape[:1]:
         raise ValueError(
             f"partner_lengths: expected shape {tuple(token_logps.shape[:1])}, "
             f"got {tuple(partner_lengths.shape)}"
         )
-    _check_device("partner_lengths", partner_lengths, token_logps)
+    check_device("partner_lengths", partner_lengths, token_logps)
     if readable(partner_lengths) and bool((partner_lengths < 0).any()):
         raise ValueError(
             f"partner_lengths: expected lengths >= 0, got {int(partner_lengths.min())}"
@@ -294,7 +301,7 @@ class _SequenceLoss(Loss):
 
     def _check_inputs(self, inputs: dict[str, Any], weight: Tensor | None) -> None:
         first, like = next(iter(inputs.items()))
-        _check_floating(first, like)
+        check_floating(first, like)
         if weight is not None:
             _check_weight_type(weight)
             _check_weight(weight, like.shape, like)
@@ -302,8 +309,8 @@ class _SequenceLoss(Loss):
             if name.endswith("lengths"):
                 self._check_lengths(name, x, first, like, weight)
             elif name.endswith("logps") and not (x is None and name in self._optional):
-                _check_floating(name, x)
-                _check_like(name, x, first, like)
+                check_floating(name, x)
+                check_like(name, x, first, like)
 
     def _check_lengths(
         self, name: str, lengths: Any, first: str, like: Tensor, weight: Tensor | None
@@ -313,11 +320,11 @@ class _SequenceLoss(Loss):
             if lengths is not None:
                 raise TypeError(f"{name}: expected None with {because}, got {type(lengths)}")
             return
-        _check_tensor(name, lengths)
+        check_tensor(name, lengths)
         if lengths.dtype is torch.bool or lengths.dtype.is_complex or lengths.dtype in HALF:
             # bfloat16 has no number between 256 and 258.
             raise TypeError(f"{name}: expected integers, float32 or float64, got {lengths.dtype}")
-        _check_like(name, lengths, first, like)
+        check_like(name, lengths, first, like)
         if readable(lengths):
             wrong = ~((lengths >= 1) & (lengths < math.inf))
             if weight is not None:
@@ -414,46 +421,22 @@ class SequenceNLLLoss(_SequenceLoss):
         )
 
 
-# Checking the arguments.
-
-
-def _positive(name: str, value: object) -> float:
-    return check_number(name, value, 0.0, math.inf, low_open=True, high_open=True)
-
-
 def _per_token(x: Tensor, lengths: Tensor) -> Tensor:
     """Return x / lengths; where there is no token, x itself."""
     return x / lengths.clamp(min=1).to(x.dtype)
 
 
-def _check_floating(name: str, x: Any) -> None:
-    _check_tensor(name, x)
-    if not x.dtype.is_floating_point:
-        raise TypeError(f"{name}: expected floating point, got {x.dtype}")
-
-
-def _check_integers(name: str, x: Any) -> None:
-    _check_tensor(name, x)
-    if x.dtype.is_floating_point or x.dtype.is_complex or x.dtype is torch.bool:
-        raise TypeError(f"{name}: expected integers, got {x.dtype}")
-
-
-def _check_like(name: str, x: Tensor, first: str, like: Tensor) -> None:
-    if x.shape != like.shape:
-        raise ValueError(
-            f"{name}: expected the shape of {first}, {tuple(like.shape)}, got {tuple(x.shape)}"
-        )
-    _check_device(name, x, like)
+# Checking the arguments.
 
 
 def _present(mask: Any, shape: torch.Size, like: Tensor) -> Tensor:
     """Return a mask of zeros and ones as a bool tensor."""
-    _check_tensor("mask", mask)
+    check_tensor("mask", mask)
     if mask.dtype.is_complex:
         raise TypeError(f"mask: expected bool or numbers 0 and 1, got {mask.dtype}")
     if mask.shape != shape:
         raise ValueError(f"mask: expected shape {tuple(shape)}, got {tuple(mask.shape)}")
-    _check_device("mask", mask, like)
+    check_device("mask", mask, like)
     present: Tensor = mask if mask.dtype is torch.bool else mask != 0
     if readable(mask):
         wrong = present & (mask != 1)
@@ -475,10 +458,10 @@ def _scored(
 ) -> tuple[Tensor, Tensor]:
     """Return the token log-probabilities, and which tokens count."""
     target = _targets(logits, labels, mask, ignore_index, shift)
-    temperature = _positive("temperature", temperature)
+    temperature = check_positive("temperature", temperature)
     present = target >= 0
     if softcap is not None:
-        softcap = _positive("softcap", softcap)
+        softcap = check_positive("softcap", softcap)
         # The slope of tanh at nan, times 0, is nan: what is left out is cleaned before.
         clean = _upcast(logits.masked_fill(~present.unsqueeze(-1), 0.0))
         logits, temperature = torch.tanh(clean / (softcap * temperature)), 1.0 / softcap
@@ -492,21 +475,19 @@ def _targets(
     logits: Tensor, labels: Tensor, mask: Tensor | None, ignore_index: int, shift: bool
 ) -> Tensor:
     """Return the label that each position predicts, -1 where it predicts none."""
-    _check_floating("logits", logits)
+    check_floating("logits", logits)
     if logits.dim() != 3 or logits.shape[2] < 2:
         shape = tuple(logits.shape)
         raise ValueError(f"logits: expected shape (N, T, V) with V >= 2, got {shape}")
     n, length, vocabulary = logits.shape
-    _check_integers("labels", labels)
+    check_integers("labels", labels)
     if labels.shape != (n, length):
         raise ValueError(
             f"labels: expected shape {(n, length)} for logits of shape {tuple(logits.shape)}, "
             f"got {tuple(labels.shape)}"
         )
-    _check_device("labels", labels, logits)
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        kind = type(ignore_index).__name__
-        raise TypeError(f"ignore_index: expected an int, got {kind} ({ignore_index!r})")
+    check_device("labels", labels, logits)
+    check_int("ignore_index", ignore_index)
     if shift and length < 2:
         raise ValueError(f"logits: expected T >= 2 positions with shift=True, got {length}")
     labels = labels.long()

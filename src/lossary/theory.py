@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossary._base import HALF, check_number
+from lossary._base import HALF
+from lossary._checks import check_floating, check_int, check_number
 from lossary._numerics import softplus
 from lossary._softmax import all_log_odds, readable
 
@@ -280,19 +281,11 @@ def _numbers(name: str, value: float | Tensor, high: float) -> Tensor:
 
 def _parameters(tau: float, num_classes: int) -> tuple[float, int]:
     tau = check_number("tau", tau, 0.0, math.inf, high_open=True)
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
-        kind = type(num_classes).__name__
-        raise TypeError(f"num_classes: expected an int, got {kind} ({num_classes!r})")
-    if num_classes < 2:
-        raise ValueError(f"num_classes: expected at least 2, got {num_classes}")
-    return tau, num_classes
+    return tau, check_int("num_classes", num_classes, 2)
 
 
 def _probabilities(q: Tensor) -> Tensor:
-    if not isinstance(q, Tensor):
-        raise TypeError(f"q: expected a tensor, got {type(q).__name__}")
-    if not q.dtype.is_floating_point:
-        raise TypeError(f"q: expected floating point, got {q.dtype}")
+    check_floating("q", q)
     if q.dim() == 0 or q.shape[-1] < 2:
         shape = tuple(q.shape)
         raise ValueError(f"q: expected a last axis of at least 2 classes, got shape {shape}")
