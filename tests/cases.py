@@ -237,13 +237,6 @@ def teachers(*shape, classes=K):
 OF_TWO_INPUTS = {"property:bounds": "the stored direction has no weights of the times"}
 #: Where a sample has several rows of logits.
 OF_SEVERAL_ROWS = {"property:bounds": "the claim is about one row, the sample has several"}
-#: What the kit has no way for yet.
-WITH_POSITIONS = {
-    **dict.fromkeys(
-        ("property:bounds", "property:lipschitz"), "the stored direction has integer positions"
-    ),
-    "non_contiguous": "a number has no layout",
-}
 
 
 def per_column():
@@ -599,14 +592,13 @@ CASES: dict[str, list[Case]] = {
         ),
     ],
     "EarlyTimestepDiffusionLoss": [
-        Case("default", EarlyTimestepDiffusionLoss, time_steps(11, 3), WITH_POSITIONS),
+        Case("default", EarlyTimestepDiffusionLoss, time_steps(11, 3)),
         Case(
             "half of it",
             lambda: EarlyTimestepDiffusionLoss(0.5, reduction="batchmean"),
             time_steps(5, 2, 3),
-            WITH_POSITIONS,
         ),
-        Case("all", lambda: EarlyTimestepDiffusionLoss(1.0), time_steps(41), WITH_POSITIONS),
+        Case("all", lambda: EarlyTimestepDiffusionLoss(1.0), time_steps(41)),
     ],
     "SymmetricConsistencyLoss": [
         Case("alpha=0.5", SymmetricConsistencyLoss, teachers()),

@@ -474,8 +474,9 @@ def _spread(scales: tuple[float, ...], like: Tensor) -> Tensor:
 
 
 def _row(x: Any) -> Tensor:
-    dtype = torch.long if isinstance(x, int) else torch.float64
-    return torch.as_tensor(x, dtype=dtype).unsqueeze(0)
+    given = torch.as_tensor(x)
+    whole = isinstance(x, Tensor | int) and not given.dtype.is_floating_point
+    return torch.as_tensor(x, dtype=torch.long if whole else torch.float64).unsqueeze(0)
 
 
 def _kinds(xs: Any) -> str:
@@ -850,7 +851,7 @@ def _non_contiguous(s: _Subject) -> None:
 def _strided(x: Tensor) -> Tensor:
     """Return the same numbers with reversed strides and gaps, of nan where there is nan."""
     fill = math.nan if x.dtype.is_floating_point else 0
-    out = x.new_full((*reversed(x.shape), 2), fill)[..., 0].permute(*reversed(range(x.dim())))
+    out = x.new_full((*reversed(x.shape), 2), fill)[..., 0].permute(tuple(reversed(range(x.dim()))))
     return out.copy_(x)
 
 
