@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
-from lossary._numerics import expm1, log1mexp, softplus
+from lossary._numerics import expm1, log1mexp, normalized, softplus
 
 # torch still scripts parts of itself, and warns about that, on the first use of forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -240,3 +240,22 @@ def test_log1mexp_is_its_own_inverse(x):
     torch.testing.assert_close(
         torch.exp(x) + torch.exp(log1mexp(x)), torch.ones_like(x), rtol=1e-15, atol=1e-15
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_normalized_rows_have_norm_one_at_every_length(dtype):
+    least = {torch.float32: 1e-6, torch.float64: 1e-12}[dtype]
+    direction = torch.tensor([3.0, 0.0, -4.0], dtype=dtype) / 5
+    for length in (2 * least, 1.0, 1e4, torch.finfo(dtype).max / 8):
+        torch.testing.assert_close(normalized(length * direction), direction)
+    # Shorter ones are divided by the least length.
+    torch.testing.assert_close(normalized(0.5 * least * direction), 0.5 * direction)
+    zero = torch.zeros(3, dtype=dtype, requires_grad=True)
+    (slope,) = torch.autograd.grad(normalized(zero).sum(), zero)
+    torch.testing.assert_close(slope, torch.full_like(slope, 1.0 / least))
+
+
+def test_normalized_derivatives():
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(normalized, x, check_forward_ad=True)
+    assert gradgradcheck(normalized, x, check_fwd_over_rev=True)

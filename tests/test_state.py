@@ -1,6 +1,7 @@
 """What a loss remembers of every sample: averaging, absence, precision, many processes."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -54,6 +55,23 @@ def test_values_that_are_not_there_may_be_anything():
     values = torch.tensor([torch.nan, 4.0, torch.inf])
     memory.write(index, values, torch.tensor([False, True, False]))
     assert memory.seen.tolist() == [1.0, 1.0, 4.0, 1.0, 1.0]
+
+
+def test_logarithms_of_what_is_averaged():
+    class Logs(Memory):
+        def write(self, index, values):
+            present = torch.ones_like(index, dtype=torch.bool)
+            return self._store("seen", index, values, present, log=True)
+
+    memory = Logs(initial=-torch.inf).double()
+    index = torch.tensor([2, 0, 2, 2])
+    # Their exponentials overflow, or vanish.
+    values = torch.tensor([2000.0, -3000.0, 1000.0, 2000.0], dtype=torch.float64)
+    out = memory.write(index, values)
+    mean = 2000.0 + math.log(2.0 / 3.0)
+    torch.testing.assert_close(out, out.new_tensor([mean, -3000.0, mean, mean]))
+    seen = out.new_tensor([-3000.0, -torch.inf, mean, -torch.inf, -torch.inf])
+    torch.testing.assert_close(memory.seen, seen)
 
 
 def test_several_axes():
