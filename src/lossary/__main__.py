@@ -155,9 +155,10 @@ def wrap(text: str, width: int, first: str = "", rest: str = "") -> str:
 
 
 def plain(text: str) -> str:
-    """Take the markup off a text: roles, double and single backticks, escapes."""
+    """Take the markup off a text: roles, double and single backticks, bold type, escapes."""
     text = re.sub(r":math:`([^`]+)`", lambda m: "  ".join(formulas(m[1])), text)
     text = re.sub(r"(?::[\w:]+:)?(`{1,2})~?(.+?)\1", r"\2", text)
+    text = re.sub(r"\*\*(\w[^*]*)\*\*", r"\1", text)
     return re.sub(r"\\([^\w\s])", r"\1", text)
 
 
