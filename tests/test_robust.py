@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from cases import CASES, numbers, params, vectors
-from lossary import CauchyLoss, PseudoHuberLoss, _residual, adaptive_cauchy_scale
+from lossary import CauchyLoss, PseudoHuberLoss, _distributed, _residual, adaptive_cauchy_scale
 from lossary.testing import check_loss
 
 # torch still scripts parts of itself, and warns about that, on the first use of forward mode.
@@ -1269,3 +1269,16 @@ def test_cases_cover_both_modes_and_every_kind_of_scale():
         made = [case.loss() for case in CASES[name]]
         assert {loss.mode for loss in made} == set(MODES)
         assert {type(loss.scale) for loss in made} >= {float, torch.Tensor, nn.Parameter}
+
+
+@every_loss
+@pytest.mark.parametrize("weighted", [False, True])
+def test_batchmean_counts_the_elements_of_all_processes(loss, weighted, monkeypatch):
+    # As if another process had 6 elements.
+    monkeypatch.setattr(_distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(_distributed, "sum_over_ranks", lambda x: x + 6)
+    x = torch.tensor([[0.5, -1.0], [2.0, 0.0]], dtype=F64)
+    keywords = {"weight": torch.ones(2, 2, dtype=F64)} if weighted else {}
+    values = loss(0.7, "elementwise", reduction="none")(x, torch.zeros_like(x))
+    found = loss(0.7, "elementwise", reduction="batchmean")(x, torch.zeros_like(x), **keywords)
+    torch.testing.assert_close(found, 2 * values.sum() / 10)
