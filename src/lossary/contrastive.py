@@ -13,13 +13,14 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from lossary import _softmax
+from lossary import _similarity, _softmax
 from lossary._base import Loss, LossOptions
 from lossary._checks import (
     check_choice,
     check_device,
     check_embeddings,
     check_floating,
+    check_int,
     check_number,
     check_positive,
 )
@@ -27,16 +28,30 @@ from lossary._numerics import normalized, softplus
 from lossary._properties import Properties
 
 
+class _ContrastiveOptions(LossOptions, total=False):
+    """The keywords that the losses over a matrix of similarities share."""
+
+    tile_size: int | None
+
+
 class _Contrastive(Loss):
     """What the losses over a matrix of similarities share."""
 
     separable = False
 
-    def __init__(self, temperature: float, normalize: bool, **options: Unpack[LossOptions]) -> None:
+    def __init__(
+        self,
+        temperature: float,
+        normalize: bool,
+        *,
+        tile_size: int | None = None,
+        **options: Unpack[LossOptions],
+    ) -> None:
         super().__init__(**options)
         self.temperature = check_positive("temperature", temperature)
         check_choice("normalize", normalize, (True, False))
         self.normalize = normalize
+        self.tile_size = None if tile_size is None else check_int("tile_size", tile_size, 1)
 
     def _units(self, *embeddings: Tensor) -> list[Tensor]:
         return [normalized(x) if self.normalize else x for x in embeddings]
@@ -71,6 +86,11 @@ def _cross_entropy(logits: Tensor, target: Tensor, class_dim: int = 1) -> Tensor
         return logits.sum(class_dim)
     names = (_softmax.LOG_ODDS,)
     return softplus(_softmax.row_statistics(logits, target, names, class_dim=class_dim)[0])
+
+
+def _own_similarities(q: Tensor, keys: Tensor) -> Tensor:
+    """Return those of every row of q (N, D) with keys (N, M, D) of its own."""
+    return (keys @ q.unsqueeze(2)).squeeze(2)
 
 
 class InfoNCELoss(_Contrastive):
@@ -148,7 +168,7 @@ class InfoNCELoss(_Contrastive):
         in_batch: bool = True,
         normalize: bool = True,
         learnable_temperature: bool = False,
-        **options: Unpack[LossOptions],
+        **options: Unpack[_ContrastiveOptions],
     ) -> None:
         super().__init__(temperature, normalize, **options)
         check_choice("symmetric", symmetric, (True, False))
@@ -173,7 +193,10 @@ class InfoNCELoss(_Contrastive):
         check_embeddings(query=query, positive=positive)
         self._check_negatives(query, negatives)
         q, p = self._units(query, positive)
-        q = q * self._scale(q)
+        scale = self._scale(q)
+        q = q * scale
+        if self.tile_size is not None:
+            return self._tiled(q, p, negatives, self._bound(scale), self.tile_size)
         if self.in_batch:
             logits, target = q @ p.t(), torch.arange(len(q), device=q.device)
         else:
@@ -182,10 +205,28 @@ class InfoNCELoss(_Contrastive):
         back = _cross_entropy(logits, target, class_dim=0) if self.symmetric else None
         if negatives is not None:
             (n,) = self._units(negatives)
-            far = q @ n.t() if n.dim() == 2 else (n @ q.unsqueeze(2)).squeeze(2)
+            far = q @ n.t() if n.dim() == 2 else _own_similarities(q, n)
             logits = torch.cat((logits, far), 1)
         value = _cross_entropy(logits, target)
         return value if back is None else (value + back) / 2
+
+    def _tiled(
+        self, q: Tensor, p: Tensor, negatives: Tensor | None, bound: float, tile_size: int
+    ) -> Tensor:
+        """Return the same for unit rows times 1/tau and unit rows, without the matrix."""
+        own = (q * p).sum(1)
+        keys = p if self.in_batch else p[:0]
+        positive = torch.arange(len(q), device=q.device).unsqueeze(1) if self.in_batch else None
+        n = None if negatives is None else self._units(negatives)[0]
+        if n is not None and n.dim() == 2:
+            keys = torch.cat((keys, n))
+        rest, *columns = _similarity.log_sum_exp(
+            q, keys, positive, tile_size=tile_size, bound=bound, columns=self.symmetric
+        )
+        if n is not None and n.dim() == 3:  # fewer similarities than numbers in the negatives
+            rest = torch.logaddexp(rest, _own_similarities(q, n).logsumexp(1))
+        value = softplus(rest - own)
+        return (value + softplus(columns[0][: len(q)] - own)) / 2 if columns else value
 
     def _scale(self, like: Tensor) -> float | Tensor:
         """Return 1/tau."""
@@ -193,6 +234,12 @@ class InfoNCELoss(_Contrastive):
             return 1.0 / self.temperature
         excess = (self.log_scale - math.log(100.0)).clamp(min=0.0).detach()
         return torch.exp(self.log_scale - excess).to(like.dtype)
+
+    def _bound(self, scale: float | Tensor) -> float:
+        """Return what no similarity of unit rows exceeds, where that is known."""
+        if isinstance(scale, Tensor):
+            scale = float(scale.detach()) if _softmax.readable(scale) else math.inf
+        return scale if self.normalize else math.inf
 
     def _check_negatives(self, query: Tensor, negatives: Tensor | None) -> None:
         if negatives is None:
@@ -258,7 +305,10 @@ class NTXentLoss(_Contrastive):
     """
 
     def __init__(
-        self, temperature: float = 0.5, normalize: bool = True, **options: Unpack[LossOptions]
+        self,
+        temperature: float = 0.5,
+        normalize: bool = True,
+        **options: Unpack[_ContrastiveOptions],
     ) -> None:
         super().__init__(temperature, normalize, **options)
 
@@ -267,10 +317,22 @@ class NTXentLoss(_Contrastive):
         check_embeddings(z1=z1, z2=z2)
         z = torch.cat(self._units(z1, z2))
         rows = torch.arange(len(z), device=z.device)
+        if self.tile_size is not None:
+            return self._tiled(z, rows, self.tile_size)
         is_self = rows.unsqueeze(1) == rows
         logits = (z @ z.t() / self.temperature).masked_fill(is_self, -math.inf)
         value = _cross_entropy(logits, rows.roll(len(z1)))
         return (value[: len(z1)] + value[len(z1) :]) / 2
+
+    def _tiled(self, z: Tensor, rows: Tensor, tile_size: int) -> Tensor:
+        """Return the same without the matrix."""
+        z = z * self.temperature**-0.5
+        n = len(z) // 2
+        masked = torch.stack((rows, rows.roll(n)), 1)
+        bound = 1.0 / self.temperature if self.normalize else math.inf
+        rest = _similarity.self_log_sum_exp(z, masked, tile_size=tile_size, bound=bound)
+        own = (z[:n] * z[n:]).sum(1)
+        return (softplus(rest[:n] - own) + softplus(rest[n:] - own)) / 2
 
     @staticmethod
     def _unbounded() -> tuple[list[list[float]], ...]:
