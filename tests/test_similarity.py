@@ -377,6 +377,7 @@ def test_batched_gradients_are_refused(loss):
         torch.autograd.grad(value, a, eye, is_grads_batched=True)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch's guards
 @every_loss
 def test_it_leaves_a_compiled_graph_and_gives_the_same(loss, fresh_compiler):
     a, b = (x.requires_grad_() for x in draw(2, 9, 3))

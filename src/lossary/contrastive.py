@@ -114,11 +114,15 @@ class InfoNCELoss(_Contrastive):
             of norm below 1e-6 is divided by 1e-6 (1e-12 in float64).
         learnable_temperature: make log(1/tau) a parameter, ``log_scale``, as in CLIP. tau is held
             at 0.01 at least; there the parameter still gets its gradient, and so can return.
+        tile_size: rows and columns of the tiles in which the similarities are made, forward and
+            backward, and never held: memory grows as N, not N^2. First derivatives only. 512 or
+            1024 is fast; it pays from thousands of rows on. Default ``None``: the matrix is held.
         reduction: see :class:`lossary.Loss`.
 
     Shape:
         query (N, D), positive (N, D), negatives (M, D), shared by all queries, or (N, M, D).
-        Values (N,), one per query. Dense: a matrix of N x (N + M) similarities.
+        Values (N,), one per query. Dense, a matrix of N x (N + M) similarities, or in tiles with
+        ``tile_size``; negatives (N, M, D) are met densely, being larger than their similarities.
 
     Properties:
         The loss is batch-coupled. With K candidates and cosines it lies between
@@ -140,8 +144,9 @@ class InfoNCELoss(_Contrastive):
 
     Raises:
         ValueError: ``temperature`` <= 0, or below 0.01 if it is to be learnt; shapes that differ;
-            ``in_batch=False`` without negatives, or with ``symmetric``.
+            ``in_batch=False`` without negatives, or with ``symmetric``; ``tile_size`` < 1.
         TypeError: embeddings that are not floating-point tensors.
+        RuntimeError: second derivatives, forward mode or ``vmap`` with ``tile_size``.
 
     Reference:
         van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding",
@@ -268,11 +273,15 @@ class NTXentLoss(_Contrastive):
         temperature: tau > 0. Default 0.5. SimCLR's best values lie between 0.1 and 0.5.
         normalize: divide the rows by their norm, so that s is the cosine. Default ``True``. A row
             of norm below 1e-6 is divided by 1e-6 (1e-12 in float64).
+        tile_size: rows and columns of the tiles in which the similarities are made, forward and
+            backward, and never held: memory grows as N, not N^2. First derivatives only. 512 or
+            1024 is fast; it pays from thousands of rows on. Default ``None``: the matrix is held.
         reduction: see :class:`lossary.Loss`.
 
     Shape:
         z1 (N, D), z2 (N, D): row i of both is a view of sample i. Values (N,), one per sample.
-        Dense: a matrix of 2N x 2N similarities.
+        Dense, a matrix of 2N x 2N similarities, or in tiles with ``tile_size``, where each serves
+        its mirror image too.
 
     Properties:
         The loss is batch-coupled. It is the same with z1 and z2 exchanged, under a rotation of all
@@ -288,8 +297,9 @@ class NTXentLoss(_Contrastive):
         With several processes the negatives are those of the own process.
 
     Raises:
-        ValueError: ``temperature`` <= 0, shapes that differ.
+        ValueError: ``temperature`` <= 0, shapes that differ, ``tile_size`` < 1.
         TypeError: embeddings that are not floating-point tensors.
+        RuntimeError: second derivatives, forward mode or ``vmap`` with ``tile_size``.
 
     Reference:
         Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual

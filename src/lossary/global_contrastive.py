@@ -310,11 +310,15 @@ class GlobalContrastiveLoss(_GlobalContrastive):
         gamma_decay_epochs: at least 1; required by ``"cosine"``.
         normalize: divide the rows by their norm, so that s is the cosine. Default ``True``.
         state_dtype: dtype of what is remembered, ``torch.float32`` (default) or ``torch.float64``.
+        tile_size: rows and columns of the tiles in which the similarities are made, forward and
+            backward, and never held: memory grows as B, not B^2. First derivatives only. 512 or
+            1024 is fast; it pays from thousands of rows on. Default ``None``: the matrix is held.
         reduction: see :class:`lossary.Loss`.
 
     Shape:
         z1 (B, D), z2 (B, D): row i of both is a view of the same sample; index (B,) dataset
-        indices in [0, num_samples); B >= 2. Values (B,). Dense: two matrices of B x 2B.
+        indices in [0, num_samples); B >= 2. Values (B,). Dense, two matrices of B x 2B, or in
+        tiles with ``tile_size``.
         ``update=False`` in the call leaves what is remembered as it is: for the second forward of
         activation checkpointing.
 
@@ -342,8 +346,9 @@ class GlobalContrastiveLoss(_GlobalContrastive):
     Raises:
         ValueError: B = 1, ``gamma`` outside (0, 1], bounds of the temperatures out of order or
             without ``temperature`` between them, ``index`` out of range or of another length,
-            ``gamma_schedule="cosine"`` with ``gamma_decay_epochs`` < 1.
+            ``gamma_schedule="cosine"`` with ``gamma_decay_epochs`` < 1, ``tile_size`` < 1.
         TypeError: ``index`` not of integers, embeddings that are not floating-point tensors.
+        RuntimeError: second derivatives, forward mode or ``vmap`` with ``tile_size``.
 
     Reference:
         Yuan, Wu, Qiu, Du, Zhang, Zhou, Yang, "Provable Stochastic Optimization for Global
@@ -447,12 +452,16 @@ class TwoWayGlobalContrastiveLoss(_GlobalContrastive):
         gamma_decay_epochs: at least 1; required by ``"cosine"``.
         normalize: divide the rows by their norm, so that s is the cosine. Default ``True``.
         state_dtype: dtype of what is remembered, ``torch.float32`` (default) or ``torch.float64``.
+        tile_size: rows and columns of the tiles in which the similarities are made, forward and
+            backward, and never held: memory grows as B, not B^2. First derivatives only. 512 or
+            1024 is fast; it pays from thousands of rows on. Default ``None``: the matrix is held.
         reduction: see :class:`lossary.Loss`.
 
     Shape:
         z1 (B, D), z2 (B, D): row i of both belong together; index (B,) dataset indices in
         [0, num_samples); index2 (B,) or ``None``: those of z2, where the modalities are indexed
-        separately; B >= 2. Values (B,). Dense: one matrix of B x B. ``update=False`` in the call
+        separately; B >= 2. Values (B,). Dense, one matrix of B x B, or in tiles with
+        ``tile_size``, once for each direction. ``update=False`` in the call
         leaves what is remembered as it is.
 
     Properties:
@@ -474,8 +483,9 @@ class TwoWayGlobalContrastiveLoss(_GlobalContrastive):
     Raises:
         ValueError: B = 1, ``gamma`` outside (0, 1], bounds of the temperatures out of order or
             without ``temperature`` between them, ``index`` out of range or of another length,
-            ``gamma_schedule="cosine"`` with ``gamma_decay_epochs`` < 1.
+            ``gamma_schedule="cosine"`` with ``gamma_decay_epochs`` < 1, ``tile_size`` < 1.
         TypeError: ``index`` not of integers, embeddings that are not floating-point tensors.
+        RuntimeError: second derivatives, forward mode or ``vmap`` with ``tile_size``.
 
     Reference:
         Yuan, Wu, Qiu, Du, Zhang, Zhou, Yang, "Provable Stochastic Optimization for Global
