@@ -8,12 +8,12 @@ looks at the nearest negatives only, a large one at all of them alike.
 """
 
 import math
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from lossary import _similarity, _softmax
+from lossary import _distributed, _similarity, _softmax
 from lossary._base import Loss, LossOptions
 from lossary._checks import (
     check_choice,
@@ -31,6 +31,8 @@ from lossary._properties import Properties
 class _ContrastiveOptions(LossOptions, total=False):
     """The keywords that the losses over a matrix of similarities share."""
 
+    gather: bool | str
+    process_group: Any
     tile_size: int | None
 
 
@@ -44,6 +46,8 @@ class _Contrastive(Loss):
         temperature: float,
         normalize: bool,
         *,
+        gather: bool | str = "auto",
+        process_group: Any = None,
         tile_size: int | None = None,
         **options: Unpack[LossOptions],
     ) -> None:
@@ -51,6 +55,9 @@ class _Contrastive(Loss):
         self.temperature = check_positive("temperature", temperature)
         check_choice("normalize", normalize, (True, False))
         self.normalize = normalize
+        _distributed.check_gather(gather, process_group)
+        self.gather = gather
+        self.process_group = process_group
         self.tile_size = None if tile_size is None else check_int("tile_size", tile_size, 1)
 
     def _units(self, *embeddings: Tensor) -> list[Tensor]:
@@ -198,35 +205,54 @@ class InfoNCELoss(_Contrastive):
         check_embeddings(query=query, positive=positive)
         self._check_negatives(query, negatives)
         q, p = self._units(query, positive)
-        scale = self._scale(q)
-        q = q * scale
-        if self.tile_size is not None:
-            return self._tiled(q, p, negatives, self._bound(scale), self.tile_size)
+        q = q * self._scale(q)
+        n = None if negatives is None else self._units(negatives)[0]
+        values = self._dense if self.tile_size is None else self._tiled
+        if not (self.in_batch and self._gathers()):
+            return values(q, p, p, 0, n, self.symmetric)
+        group = self.process_group
+        if not self.symmetric:
+            (keys,), first = _distributed.gather_with_gradient(p, group=group)
+            return values(q, p, keys, first, n, False)
+        (queries, keys), first = _distributed.gather_with_gradient(q, p, group=group)
+        forward, back = (
+            values(q, p, keys, first, n, False),
+            values(p, q, queries, first, None, False),
+        )
+        return (forward + back) / 2
+
+    def _dense(
+        self, q: Tensor, p: Tensor, keys: Tensor, first: int, n: Tensor | None, both: bool
+    ) -> Tensor:
+        """Return the loss of the rows q, whose positives p are the keys from ``first`` on.
+
+        With ``both``, of keys that are p: the mean with the loss of p among the rows q.
+        """
         if self.in_batch:
-            logits, target = q @ p.t(), torch.arange(len(q), device=q.device)
+            logits, target = q @ keys.t(), torch.arange(first, first + len(q), device=q.device)
         else:
             logits = (q * p).sum(1, keepdim=True)
             target = torch.zeros(len(q), dtype=torch.long, device=q.device)
-        back = _cross_entropy(logits, target, class_dim=0) if self.symmetric else None
-        if negatives is not None:
-            (n,) = self._units(negatives)
+        back = _cross_entropy(logits, target, class_dim=0) if both else None
+        if n is not None:
             far = q @ n.t() if n.dim() == 2 else _own_similarities(q, n)
             logits = torch.cat((logits, far), 1)
         value = _cross_entropy(logits, target)
         return value if back is None else (value + back) / 2
 
     def _tiled(
-        self, q: Tensor, p: Tensor, negatives: Tensor | None, bound: float, tile_size: int
+        self, q: Tensor, p: Tensor, keys: Tensor, first: int, n: Tensor | None, both: bool
     ) -> Tensor:
-        """Return the same for unit rows times 1/tau and unit rows, without the matrix."""
+        """Return the same without the matrix."""
+        assert self.tile_size is not None
         own = (q * p).sum(1)
-        keys = p if self.in_batch else p[:0]
-        positive = torch.arange(len(q), device=q.device).unsqueeze(1) if self.in_batch else None
-        n = None if negatives is None else self._units(negatives)[0]
+        target = torch.arange(first, first + len(q), device=q.device).unsqueeze(1)
+        if not self.in_batch:
+            keys, target = p[:0], target[:, :0]
         if n is not None and n.dim() == 2:
             keys = torch.cat((keys, n))
         rest, *columns = _similarity.log_sum_exp(
-            q, keys, positive, tile_size=tile_size, bound=bound, columns=self.symmetric
+            q, keys, target, tile_size=self.tile_size, bound=self._bound(), columns=both
         )
         if n is not None and n.dim() == 3:  # fewer similarities than numbers in the negatives
             rest = torch.logaddexp(rest, _own_similarities(q, n).logsumexp(1))
@@ -240,11 +266,13 @@ class InfoNCELoss(_Contrastive):
         excess = (self.log_scale - math.log(100.0)).clamp(min=0.0).detach()
         return torch.exp(self.log_scale - excess).to(like.dtype)
 
-    def _bound(self, scale: float | Tensor) -> float:
-        """Return what no similarity of unit rows exceeds, where that is known."""
-        if isinstance(scale, Tensor):
-            scale = float(scale.detach()) if _softmax.readable(scale) else math.inf
-        return scale if self.normalize else math.inf
+    def _bound(self) -> float:
+        """Return what no similarity exceeds, where that is known without asking a device."""
+        return (
+            1.0 / self.temperature
+            if self.normalize and not self.learnable_temperature
+            else math.inf
+        )
 
     def _check_negatives(self, query: Tensor, negatives: Tensor | None) -> None:
         if negatives is None:
@@ -325,23 +353,37 @@ class NTXentLoss(_Contrastive):
     def per_sample(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""
         check_embeddings(z1=z1, z2=z2)
-        z = torch.cat(self._units(z1, z2))
-        rows = torch.arange(len(z), device=z.device)
+        views = self._units(z1, z2)
+        z, n = torch.cat(views), len(z1)
+        rows = torch.arange(2 * n, device=z.device)
+        if self._gathers():
+            all_views, first = _distributed.gather_with_gradient(*views, group=self.process_group)
+            # Of every own row, which one it is among the rows of all processes.
+            rows = torch.cat((rows[:n] + first, rows[n:] - n + first + len(all_views[0])))
+            keys = torch.cat(all_views)
+        else:
+            keys = z
+        other = rows.roll(n)
         if self.tile_size is not None:
-            return self._tiled(z, rows, self.tile_size)
-        is_self = rows.unsqueeze(1) == rows
-        logits = (z @ z.t() / self.temperature).masked_fill(is_self, -math.inf)
-        value = _cross_entropy(logits, rows.roll(len(z1)))
-        return (value[: len(z1)] + value[len(z1) :]) / 2
+            return self._tiled(z, keys, torch.stack((rows, other), 1), self.tile_size)
+        is_self = rows.unsqueeze(1) == torch.arange(len(keys), device=z.device)
+        logits = (z @ keys.t() / self.temperature).masked_fill(is_self, -math.inf)
+        value = _cross_entropy(logits, other)
+        return (value[:n] + value[n:]) / 2
 
-    def _tiled(self, z: Tensor, rows: Tensor, tile_size: int) -> Tensor:
-        """Return the same without the matrix."""
-        z = z * self.temperature**-0.5
-        n = len(z) // 2
-        masked = torch.stack((rows, rows.roll(n)), 1)
+    def _tiled(self, z: Tensor, keys: Tensor, masked: Tensor, tile_size: int) -> Tensor:
+        """Return the same without the matrix: of row i, the keys ``masked`` are no negatives."""
         bound = 1.0 / self.temperature if self.normalize else math.inf
-        rest = _similarity.self_log_sum_exp(z, masked, tile_size=tile_size, bound=bound)
+        n, root = len(z) // 2, self.temperature**-0.5
+        alone = keys is z
+        z = z * root
         own = (z[:n] * z[n:]).sum(1)
+        if alone:
+            rest = _similarity.self_log_sum_exp(z, masked, tile_size=tile_size, bound=bound)
+        else:
+            (rest,) = _similarity.log_sum_exp(
+                z, keys * root, masked, tile_size=tile_size, bound=bound
+            )
         return (softplus(rest[:n] - own) + softplus(rest[n:] - own)) / 2
 
     @staticmethod

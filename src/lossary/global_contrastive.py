@@ -12,12 +12,12 @@ alike.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
-from lossary import _similarity, _softmax
+from lossary import _distributed, _similarity, _softmax
 from lossary._base import Loss, LossOptions, _upcast
 from lossary._checks import check_choice, check_embeddings, check_int, check_number, check_positive
 from lossary._numerics import normalized
@@ -35,6 +35,8 @@ class _GlobalOptions(LossOptions, total=False):
     gamma_decay_epochs: int | None
     normalize: bool
     state_dtype: torch.dtype
+    gather: bool | str
+    process_group: Any
     tile_size: int | None
 
 
@@ -144,6 +146,8 @@ class _GlobalContrastive(Loss, PerSampleState):
         gamma_decay_epochs: int | None = None,
         normalize: bool = True,
         state_dtype: torch.dtype = torch.float32,
+        gather: bool | str = "auto",
+        process_group: Any = None,
         tile_size: int | None = None,
         **options: Unpack[LossOptions],
     ) -> None:
@@ -172,6 +176,9 @@ class _GlobalContrastive(Loss, PerSampleState):
         self.normalize = normalize
         check_choice("state_dtype", state_dtype, (torch.float32, torch.float64))
         self.state_dtype = state_dtype
+        _distributed.check_gather(gather, process_group)
+        self.gather = gather
+        self.process_group = process_group
         self.tile_size = None if tile_size is None else check_int("tile_size", tile_size, 1)
         for side in self._sides:
             self._add_state(f"log_u{side}", num_samples, -math.inf, state_dtype)
@@ -226,9 +233,19 @@ class _GlobalContrastive(Loss, PerSampleState):
 
     def _units(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
         check_embeddings(z1=z1, z2=z2)
-        if len(z1) == 1:
+        if len(z1) == 1 and not self._gathers():
             raise ValueError("z1: expected at least 2 samples, the others are the negatives, got 1")
         return (normalized(z1), normalized(z2)) if self.normalize else (z1, z2)
+
+    def _of_all(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the rows of all processes, and which of them are the own ones."""
+        first = 0
+        own = len(z1)
+        if self._gathers():
+            (z1, z2), first = _distributed.gather_with_gradient(z1, z2, group=self.process_group)
+            if len(z1) == 1:
+                raise ValueError("z1: expected at least 2 samples, over all processes, got 1")
+        return z1, z2, torch.arange(first, first + own, device=z1.device)
 
     def _estimate(self, a: _Anchors) -> tuple[Tensor, Tensor]:
         """Return tau, and log u with this batch in it.
@@ -274,6 +291,11 @@ class _GlobalContrastive(Loss, PerSampleState):
         tau = (tau - self.eta * momentum).clamp(self.tau_min, self.tau_max)
         self._store(f"tau_momentum{side}", index, momentum, present)
         self._store(f"tau{side}", index, tau, present)
+
+
+def _others(own: Tensor, count: int) -> Tensor:
+    """Return which of the samples are others than the own one, for every row."""
+    return own.unsqueeze(1) != torch.arange(count, device=own.device)
 
 
 class GlobalContrastiveLoss(_GlobalContrastive):
@@ -406,16 +428,15 @@ class GlobalContrastiveLoss(_GlobalContrastive):
     ) -> list[_Anchors]:
         z1, z2 = self._units(z1, z2)
         index, _ = self._samples(index, z1[:, 0], None)
-        both = torch.cat((z1, z2))
+        every1, every2, own = self._of_all(z1, z2)
+        both = torch.cat((every1, every2))
         positive = (z1 * z2).sum(1)
         near: list[_Near]
         if self.tile_size is None:
-            own = torch.eye(len(z1), dtype=torch.bool, device=z1.device)
-            negative = ~torch.cat((own, own), 1)
+            negative = _others(own, len(every1)).repeat(1, 2)
             near = [_Dense(z @ both.t(), negative) for z in (z1, z2)]
         else:
-            rows = torch.arange(len(z1), device=z1.device)
-            masked = torch.stack((rows, rows + len(z1)), 1)
+            masked = torch.stack((own, own + len(every1)), 1)
             near = [_Tiled(z, both, masked, None, self) for z in (z1, z2)]
         return [_Anchors("", index, x, positive) for x in near]
 
@@ -549,14 +570,18 @@ class TwoWayGlobalContrastiveLoss(_GlobalContrastive):
         z1, z2 = self._units(z1, z2)
         index, _ = self._samples(index, z1[:, 0], None)
         index2 = index if index2 is None else self._samples(index2, z1[:, 0], None, "index2")[0]
+        every1, every2, own = self._of_all(z1, z2)
+        positive = (z1 * z2).sum(1)
         near: list[_Near]
         if self.tile_size is None:
-            negative = ~torch.eye(len(z1), dtype=torch.bool, device=z1.device)
-            s = z1 @ z2.t()
-            own = s.diagonal().unsqueeze(1)
-            near = [_Dense(s - own, negative), _Dense(s.t() - own, negative)]
+            negative = _others(own, len(every1))
+            s = z1 @ every2.t()
+            back = s.t() if every1 is z1 else z2 @ every1.t()
+            near = [_Dense(x - positive.unsqueeze(1), negative) for x in (s, back)]
         else:
-            masked = torch.arange(len(z1), device=z1.device).unsqueeze(1)
-            own = (z1 * z2).sum(1)
-            near = [_Tiled(z1, z2, masked, own, self), _Tiled(z2, z1, masked, own, self)]
+            masked = own.unsqueeze(1)
+            near = [
+                _Tiled(z1, every2, masked, positive, self),
+                _Tiled(z2, every1, masked, positive, self),
+            ]
         return [_Anchors("1", index, near[0], 0.0), _Anchors("2", index2, near[1], 0.0)]

@@ -14,6 +14,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
+from lossary import _distributed
 from lossary._base import Loss, LossOptions, _upcast
 from lossary._checks import (
     check_choice,
@@ -103,9 +104,15 @@ class TCMLoss(Loss):
         lambda_pos: float = 1.0,
         lambda_neg: float = 1.0,
         normalize: bool = True,
+        *,
+        gather: bool | str = "auto",
+        process_group: Any = None,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(**options)
+        _distributed.check_gather(gather, process_group)
+        self.gather = gather
+        self.process_group = process_group
         self.margin_pos = check_number("margin_pos", margin_pos, -1.0, 1.0)
         self.margin_neg = check_number("margin_neg", margin_neg, -1.0, 1.0)
         self.lambda_pos = check_number("lambda_pos", lambda_pos, 0.0, high_open=True)
@@ -118,13 +125,27 @@ class TCMLoss(Loss):
         check_embeddings(embeddings=embeddings)
         _check_labels(labels, embeddings)
         e = normalized(embeddings) if self.normalize else embeddings
-        s = e @ e.t()
+        every, names, first = e, labels, 0
+        if self._gathers():
+            group = self.process_group
+            (every,), first = _distributed.gather_with_gradient(e, group=group)
+            (names,) = _distributed.gather_rows(labels, group=group)
+        s = e @ every.t()
         s = s.clamp(-1.0, 1.0) if self.normalize else s
-        same = labels.unsqueeze(1) == labels
-        other = ~torch.eye(len(e), dtype=torch.bool, device=e.device)
-        pull = _hard(self.margin_pos - s, same & other)
-        push = _hard(s - self.margin_neg, ~same)
-        return len(e) * (self.lambda_pos * pull + self.lambda_neg * push)
+        same = labels.unsqueeze(1) == names
+        rows = torch.arange(first, first + len(e), device=e.device)
+        other = rows.unsqueeze(1) != torch.arange(len(every), device=e.device)
+        pull = self._hard(self.margin_pos - s, same & other)
+        push = self._hard(s - self.margin_neg, ~same)
+        return len(every) * (self.lambda_pos * pull + self.lambda_neg * push)
+
+    def _hard(self, excess: Tensor, pairs: Tensor) -> Tensor:
+        """Return every row's share of the mean excess over the pairs where it is not negative."""
+        hard = pairs & (excess >= 0)
+        count = hard.sum()
+        if self._gathers():
+            count = _distributed.sum_over_ranks(count, self.process_group)
+        return torch.where(hard, excess, 0.0).sum(1) / count.clamp(min=1)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees."""
@@ -139,13 +160,6 @@ class TCMLoss(Loss):
             unknown=unknown | {"lipschitz": "not continuous", "smoothness": "not continuous"},
             source="Zhang et al. 2024",
         )
-
-
-def _hard(excess: Tensor, pairs: Tensor) -> Tensor:
-    """Return every row's share of the mean excess over the pairs where it is not negative."""
-    hard = pairs & (excess >= 0)
-    count = hard.sum().clamp(min=1)
-    return torch.where(hard, excess, 0.0).sum(1) / count
 
 
 class OPIS(nn.Module):
