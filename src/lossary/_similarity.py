@@ -224,10 +224,15 @@ class _Slopes(_FirstOrder):
 def _tiles(
     q: Tensor, k: Tensor, masked: Tensor | None, plan: _Plan
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Yield rows, columns, their similarities with -inf where masked, and as much scratch."""
+    """Yield rows, columns, their similarities with -inf where masked, and as much scratch.
+
+    Of one side of queries and keys, without means, nothing needs the scratch: it is the tile.
+    """
     n, m, size = len(q), len(k), plan.tile_size
     area = min(n, size) * min(m, size)
-    first, second = q.new_empty(2, area)
+    one_way = not (plan.columns or plan.symmetric or plan.means)
+    first = q.new_empty(area)
+    second = first if one_way else q.new_empty(area)
     for a in range(0, n, size):
         rows = slice(a, min(a + size, n))
         for b in range(a if plan.symmetric else 0, m, size):

@@ -121,6 +121,9 @@ class InfoNCELoss(_Contrastive):
             of norm below 1e-6 is divided by 1e-6 (1e-12 in float64).
         learnable_temperature: make log(1/tau) a parameter, ``log_scale``, as in CLIP. tau is held
             at 0.01 at least; there the parameter still gets its gradient, and so can return.
+        gather: whether the rows of all processes are the candidates: ``"auto"`` (default) where
+            ``torch.distributed`` runs several, ``True``, or ``False``: those of the own process.
+        process_group: whose rows they are. Default ``None``: of all processes.
         tile_size: rows and columns of the tiles in which the similarities are made, forward and
             backward, and never held: memory grows as N, not N^2. First derivatives only. 512 or
             1024 is fast; it pays from thousands of rows on. Default ``None``: the matrix is held.
@@ -147,13 +150,19 @@ class InfoNCELoss(_Contrastive):
 
     Note:
         It is computed from the log-odds of the positive, so that tiny values keep their digits.
-        With several processes the negatives are those of the own process.
+        With several processes (``gather``) own anchors are held against the rows of all, and
+        ``"mean"`` divides by what all have, times their number: averaged over the processes, the
+        parameters' gradient is that of one process with the whole batch, also of unequal batches.
+        All of them must call it, forward and backward. ``negatives`` are not gathered: a queue is
+        the same everywhere, and hard negatives are the query's own.
 
     Raises:
         ValueError: ``temperature`` <= 0, or below 0.01 if it is to be learnt; shapes that differ;
-            ``in_batch=False`` without negatives, or with ``symmetric``; ``tile_size`` < 1.
+            ``in_batch=False`` without negatives, or with ``symmetric``; ``tile_size`` < 1;
+            a ``process_group`` without this process.
         TypeError: embeddings that are not floating-point tensors.
-        RuntimeError: second derivatives, forward mode or ``vmap`` with ``tile_size``.
+        RuntimeError: ``gather=True`` without ``torch.distributed``; second derivatives, forward
+            mode or ``vmap`` with ``tile_size``.
 
     Reference:
         van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding",
@@ -301,6 +310,9 @@ class NTXentLoss(_Contrastive):
         temperature: tau > 0. Default 0.5. SimCLR's best values lie between 0.1 and 0.5.
         normalize: divide the rows by their norm, so that s is the cosine. Default ``True``. A row
             of norm below 1e-6 is divided by 1e-6 (1e-12 in float64).
+        gather: whether the rows of all processes are the candidates: ``"auto"`` (default) where
+            ``torch.distributed`` runs several, ``True``, or ``False``: those of the own process.
+        process_group: whose rows they are. Default ``None``: of all processes.
         tile_size: rows and columns of the tiles in which the similarities are made, forward and
             backward, and never held: memory grows as N, not N^2. First derivatives only. 512 or
             1024 is fast; it pays from thousands of rows on. Default ``None``: the matrix is held.
@@ -322,12 +334,17 @@ class NTXentLoss(_Contrastive):
         nothing to tell apart, and the loss is 0.
 
     Note:
-        With several processes the negatives are those of the own process.
+        With several processes (``gather``) own anchors are held against the rows of all, and
+        ``"mean"`` divides by what all have, times their number: averaged over the processes, the
+        parameters' gradient is that of one process with the whole batch, also of unequal batches.
+        All of them must call it, forward and backward.
 
     Raises:
-        ValueError: ``temperature`` <= 0, shapes that differ, ``tile_size`` < 1.
+        ValueError: ``temperature`` <= 0, shapes that differ, ``tile_size`` < 1;
+            a ``process_group`` without this process.
         TypeError: embeddings that are not floating-point tensors.
-        RuntimeError: second derivatives, forward mode or ``vmap`` with ``tile_size``.
+        RuntimeError: ``gather=True`` without ``torch.distributed``; second derivatives, forward
+            mode or ``vmap`` with ``tile_size``.
 
     Reference:
         Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual

@@ -332,6 +332,9 @@ class GlobalContrastiveLoss(_GlobalContrastive):
         gamma_decay_epochs: at least 1; required by ``"cosine"``.
         normalize: divide the rows by their norm, so that s is the cosine. Default ``True``.
         state_dtype: dtype of what is remembered, ``torch.float32`` (default) or ``torch.float64``.
+        gather: whether the rows of all processes are the negatives: ``"auto"`` (default) where
+            ``torch.distributed`` runs several, ``True``, or ``False``: those of the own process.
+        process_group: whose rows they are. Default ``None``: of all processes.
         tile_size: rows and columns of the tiles in which the similarities are made, forward and
             backward, and never held: memory grows as B, not B^2. First derivatives only. 512 or
             1024 is fast; it pays from thousands of rows on. Default ``None``: the matrix is held.
@@ -363,14 +366,19 @@ class GlobalContrastiveLoss(_GlobalContrastive):
         ``tau_momentum`` are saved in ``state_dict``; ``reset(index=None)`` forgets. They are
         written only in training mode with gradients enabled, not under torch.func. A sample that
         occurs several times in a batch, on all processes, gets the mean. The loss of a step uses
-        the temperatures before it. With several processes the negatives are those of the own one.
+        the temperatures before it. With several processes (``gather``) own anchors are held against
+        the rows of all, and ``"mean"`` divides by what all have, times their number: averaged over
+        the processes, the parameters' gradient is that of one process with the whole batch, also of
+        unequal batches. All of them must call it, forward and backward.
 
     Raises:
         ValueError: B = 1, ``gamma`` outside (0, 1], bounds of the temperatures out of order or
             without ``temperature`` between them, ``index`` out of range or of another length,
-            ``gamma_schedule="cosine"`` with ``gamma_decay_epochs`` < 1, ``tile_size`` < 1.
+            ``gamma_schedule="cosine"`` with ``gamma_decay_epochs`` < 1, ``tile_size`` < 1,
+            a ``process_group`` without this process.
         TypeError: ``index`` not of integers, embeddings that are not floating-point tensors.
-        RuntimeError: second derivatives, forward mode or ``vmap`` with ``tile_size``.
+        RuntimeError: ``gather=True`` without ``torch.distributed``; second derivatives, forward
+            mode or ``vmap`` with ``tile_size``.
 
     Reference:
         Yuan, Wu, Qiu, Du, Zhang, Zhou, Yang, "Provable Stochastic Optimization for Global
@@ -473,6 +481,9 @@ class TwoWayGlobalContrastiveLoss(_GlobalContrastive):
         gamma_decay_epochs: at least 1; required by ``"cosine"``.
         normalize: divide the rows by their norm, so that s is the cosine. Default ``True``.
         state_dtype: dtype of what is remembered, ``torch.float32`` (default) or ``torch.float64``.
+        gather: whether the rows of all processes are the negatives: ``"auto"`` (default) where
+            ``torch.distributed`` runs several, ``True``, or ``False``: those of the own process.
+        process_group: whose rows they are. Default ``None``: of all processes.
         tile_size: rows and columns of the tiles in which the similarities are made, forward and
             backward, and never held: memory grows as B, not B^2. First derivatives only. 512 or
             1024 is fast; it pays from thousands of rows on. Default ``None``: the matrix is held.
@@ -498,15 +509,18 @@ class TwoWayGlobalContrastiveLoss(_GlobalContrastive):
 
     Note:
         The buffers ``log_u1``, ``log_u2`` (-inf: never seen) and, if individualized, ``tau1``,
-        ``tau2``, ``tau_momentum1``, ``tau_momentum2`` behave as in :class:`GlobalContrastiveLoss`.
-        h/tau reaches 400 at tau = 0.005: everything stays in the log domain.
+        ``tau2``, ``tau_momentum1``, ``tau_momentum2`` behave, and several processes count, as in
+        :class:`GlobalContrastiveLoss`. h/tau reaches 400 at tau = 0.005: everything stays in the
+        log domain.
 
     Raises:
         ValueError: B = 1, ``gamma`` outside (0, 1], bounds of the temperatures out of order or
             without ``temperature`` between them, ``index`` out of range or of another length,
-            ``gamma_schedule="cosine"`` with ``gamma_decay_epochs`` < 1, ``tile_size`` < 1.
+            ``gamma_schedule="cosine"`` with ``gamma_decay_epochs`` < 1, ``tile_size`` < 1,
+            a ``process_group`` without this process.
         TypeError: ``index`` not of integers, embeddings that are not floating-point tensors.
-        RuntimeError: second derivatives, forward mode or ``vmap`` with ``tile_size``.
+        RuntimeError: ``gather=True`` without ``torch.distributed``; second derivatives, forward
+            mode or ``vmap`` with ``tile_size``.
 
     Reference:
         Yuan, Wu, Qiu, Du, Zhang, Zhou, Yang, "Provable Stochastic Optimization for Global

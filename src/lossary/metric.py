@@ -57,6 +57,9 @@ class TCMLoss(Loss):
         lambda_neg: >= 0, weight of the negative pairs. Default 1.
         normalize: divide the rows by their norm. ``False`` for rows that are unit vectors already;
             then s is the inner product as it is. Default ``True``.
+        gather: whether the rows of all processes make the pairs: ``"auto"`` (default) where
+            ``torch.distributed`` runs several, ``True``, or ``False``: those of the own process.
+        process_group: whose rows they are. Default ``None``: of all processes.
         reduction: see :class:`lossary.Loss`. The formula is ``"mean"``.
 
     Shape:
@@ -77,12 +80,17 @@ class TCMLoss(Loss):
 
     Note:
         A cosine equal to its margin counts as hard. Cosines are clamped to [-1, 1]: rounding must
-        not carry two equal rows beyond m_+ = 1. With several processes the pairs are those of the
-        own process.
+        not carry two equal rows beyond m_+ = 1. With several processes (``gather``) own anchors are
+        held against the rows of all, the counts are of all, and ``"mean"`` divides by what all
+        have, times their number: averaged over the processes, the parameters' gradient is that of
+        one process with the whole batch, also of unequal batches. All of them must call it, forward
+        and backward.
 
     Raises:
-        ValueError: margins outside [-1, 1], negative weights, labels not of shape (N,).
+        ValueError: margins outside [-1, 1], negative weights, labels not of shape (N,), a
+            ``process_group`` without this process.
         TypeError: labels that are not integers, embeddings that are not floating point.
+        RuntimeError: ``gather=True`` without ``torch.distributed``.
 
     Reference:
         Zhang et al., "Threshold-Consistent Margin Loss for Open-World Deep Metric Learning", 2024.
