@@ -124,6 +124,7 @@ FLOORS = [
     "_numerics",
     "_properties",
     "_softmax",
+    "_similarity",
     "_residual",
     "_distributed",
     "_state",

@@ -121,7 +121,10 @@ class Loss(nn.Module):
 
     Under ``torch.distributed``, ``"batchmean"`` counts the entries of all processes and multiplies
     by their number: with the usual averaging of gradients that is the gradient of one process on
-    the whole batch. Every process must call it. ``"mean"`` is the mean of this process.
+    the whole batch. Every process must call it. ``"mean"`` is the mean of this process, except in
+    losses that gather the rows of all: there it is W sum(w * l) / (sum(w) over all W processes),
+    which averages to the mean of the whole batch. ``"sum"`` is the sum of this process: gradients
+    add up to those of the whole batch, and averaging them gives 1/W of that.
 
     Args:
         reduction: ``"none"``, ``"sum"``, ``"mean"`` or ``"batchmean"``.
@@ -149,6 +152,9 @@ class Loss(nn.Module):
 
     #: False where the value of one entry depends on the other entries of the batch.
     separable: ClassVar[bool] = True
+    #: Whether to gather the rows of all processes of a group: see the batch-coupled losses.
+    gather: bool | str = False
+    process_group: Any = None
     #: False where the loss's own kernel casts half-precision input, tile by tile.
     upcast: ClassVar[bool] = True
 
@@ -228,9 +234,16 @@ class Loss(nn.Module):
             return terms.sum() / _checked_normalizer(normalizer, terms.dtype)
         if self.reduction == "sum":
             return terms.sum()
-        if self.reduction == "mean":
-            return _mean(terms, weight, denominators)
-        return _batchmean(terms, weight, denominators)
+        group = self.process_group if self._gathers() else None
+        if self.reduction == "batchmean":
+            return _batchmean(terms, weight, denominators, group)
+        if self._gathers():
+            return _global_mean(terms, weight, denominators, group)
+        return _mean(terms, weight, denominators)
+
+    def _gathers(self) -> bool:
+        """Tell whether this call gathers the rows of several processes."""
+        return _distributed.gathers(self.gather, self.process_group)
 
 
 def _mean(terms: Tensor, weight: Tensor | None, denominators: Tensor | None) -> Tensor:
@@ -243,10 +256,26 @@ def _mean(terms: Tensor, weight: Tensor | None, denominators: Tensor | None) -> 
     return terms.sum() / torch.where(nothing, torch.ones_like(total), total)
 
 
-def _batchmean(terms: Tensor, weight: Tensor | None, denominators: Tensor | None) -> Tensor:
+def _global_mean(
+    terms: Tensor, weight: Tensor | None, denominators: Tensor | None, group: Any
+) -> Tensor:
+    """Return W * own sum / sum of the shares of all W processes: on average, the mean of all.
+
+    The denominator is a constant, as the other processes' part of it is.
+    """
+    shares = _shares(terms, weight, denominators).detach()
+    sums = torch.stack((shares.sum(), (shares != 0).sum().to(shares.dtype)))
+    total, left = _distributed.sum_over_ranks(sums, group)
+    # As in _mean, only where nothing is left on any process is the denominator 1.
+    return terms.sum() * _distributed.world_size(group) / torch.where(left == 0, 1.0, total)
+
+
+def _batchmean(
+    terms: Tensor, weight: Tensor | None, denominators: Tensor | None, group: Any
+) -> Tensor:
     count = (_shares(terms, weight, denominators) != 0).sum().to(terms.dtype)
-    count = _distributed.sum_over_ranks(count).clamp(min=1.0)
-    return terms.sum() * _distributed.world_size() / count
+    count = _distributed.sum_over_ranks(count, group).clamp(min=1.0)
+    return terms.sum() * _distributed.world_size(group) / count
 
 
 def _shares(terms: Tensor, weight: Tensor | None, denominators: Tensor | None) -> Tensor:

@@ -1,42 +1,134 @@
 """What a loss needs to know about the other processes."""
 
+from typing import Any, TypeAlias
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def world_size() -> int:
-    """Return the number of processes of the default group, 1 where none is initialised."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+#: A process group; ``None`` for all processes.
+Group: TypeAlias = Any
 
 
-def sum_over_ranks(x: Tensor) -> Tensor:
+def _initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size(group: Group = None) -> int:
+    """Return the number of processes of the group, 1 where none is initialised."""
+    return dist.get_world_size(group) if _initialized() else 1
+
+
+def check_gather(gather: object, group: Group) -> None:
+    """Raise an error unless the two say whether to gather, and in which group."""
+    # 1 and 0 are equal to True and False, but mean nothing here.
+    if not isinstance(gather, bool) and gather != "auto":
+        raise ValueError(f"gather: expected one of ('auto', True, False), got {gather!r}")
+    if group is None:
+        return
+    if not dist.is_available() or not (
+        isinstance(group, dist.ProcessGroup) or group is dist.GroupMember.NON_GROUP_MEMBER
+    ):
+        raise TypeError(
+            f"process_group: expected a torch.distributed group or None, got {type(group).__name__}"
+        )
+
+
+def gathers(gather: bool | str, group: Group) -> bool:
+    """Tell whether the rows of several processes are to be gathered."""
+    if gather is False:
+        return False
+    if not _initialized():
+        if gather is True:
+            raise RuntimeError(
+                "gather: expected torch.distributed to be initialised for True, got no group"
+            )
+        return False
+    if dist.get_rank(group) < 0:
+        raise ValueError(
+            f"process_group: expected a group with this process in it, rank {dist.get_rank()}, "
+            "got one without"
+        )
+    return world_size(group) > 1
+
+
+def sum_over_ranks(x: Tensor, group: Group = None) -> Tensor:
     """Return the sum of ``x`` over all processes, without a gradient; all of them must call it."""
-    if world_size() == 1:
+    if world_size(group) == 1:
         return x
     total = x.detach().clone()
-    dist.all_reduce(total)
+    dist.all_reduce(total, group=group)
     return total
 
 
-def gather_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
+def gather_rows(*tensors: Tensor, group: Group = None) -> tuple[Tensor, ...]:
     """Return the rows of all processes in the order of their ranks, without a gradient.
 
     The tensors have equally many rows, in each process as many as it likes. All must call it. The
     lengths are read on the host: a tensor's shape cannot wait.
     """
-    if world_size() == 1:
+    if world_size(group) == 1:
         return tensors
-    length = torch.tensor([len(tensors[0])], device=tensors[0].device)
-    lengths = [torch.empty_like(length) for _ in range(world_size())]
-    dist.all_gather(lengths, length)
-    counts = [int(n) for n in lengths]
-    return tuple(_gather_padded(x.detach(), counts) for x in tensors)
+    counts = _row_counts(tensors[0], group)
+    return tuple(_gather_padded(x.detach(), counts, group) for x in tensors)
 
 
-def _gather_padded(x: Tensor, counts: list[int]) -> Tensor:
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def gather_with_gradient(*tensors: Tensor, group: Group = None) -> tuple[list[Tensor], int]:
+    """Return the rows of all processes, and the position of the first own one among them.
+
+    The gradient of a row is the sum of what all processes have found: backward, too, is a call that
+    all must make.
+    """
+    counts = _row_counts(tensors[0], group)
+    out = [_Gather.apply(x, counts, group) for x in tensors]  # type: ignore[no-untyped-call]
+    return out, sum(counts[: dist.get_rank(group)])
+
+
+def _row_counts(x: Tensor, group: Group) -> list[int]:
+    length = torch.tensor([len(x)], device=x.device)
+    lengths = [torch.empty_like(length) for _ in range(world_size(group))]
+    dist.all_gather(lengths, length, group=group)
+    return [int(n) for n in lengths]
+
+
+def _gather_padded(x: Tensor, counts: list[int], group: Group) -> Tensor:
     padded = x.new_zeros(max(counts), *x.shape[1:])
     padded[: len(x)] = x
     parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
+    dist.all_gather(parts, padded, group=group)
     return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+
+class _Gather(torch.autograd.Function):
+    """The rows of all processes."""
+
+    @staticmethod
+    def forward(x: Tensor, counts: list[int], group: Group) -> Tensor:
+        return _gather_padded(x, counts, group)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, ctx.counts, ctx.group = inputs
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        return _SumOwn.apply(g, ctx.counts, ctx.group), None, None  # type: ignore[no-untyped-call]
+
+
+class _SumOwn(torch.autograd.Function):
+    """The own rows of the sum over all processes: the transpose of gathering."""
+
+    @staticmethod
+    def forward(g: Tensor, counts: list[int], group: Group) -> Tensor:
+        rank = dist.get_rank(group)
+        first = sum(counts[:rank])
+        return sum_over_ranks(g.contiguous(), group)[first : first + counts[rank]].clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, ctx.counts, ctx.group = inputs
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
+        return _Gather.apply(v, ctx.counts, ctx.group), None, None  # type: ignore[no-untyped-call]

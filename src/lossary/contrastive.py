@@ -8,18 +8,19 @@ looks at the nearest negatives only, a large one at all of them alike.
 """
 
 import math
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from lossary import _softmax
+from lossary import _distributed, _similarity, _softmax
 from lossary._base import Loss, LossOptions
 from lossary._checks import (
     check_choice,
     check_device,
     check_embeddings,
     check_floating,
+    check_int,
     check_number,
     check_positive,
 )
@@ -27,16 +28,37 @@ from lossary._numerics import normalized, softplus
 from lossary._properties import Properties
 
 
+class _ContrastiveOptions(LossOptions, total=False):
+    """The keywords that the losses over a matrix of similarities share."""
+
+    gather: bool | str
+    process_group: Any
+    tile_size: int | None
+
+
 class _Contrastive(Loss):
     """What the losses over a matrix of similarities share."""
 
     separable = False
 
-    def __init__(self, temperature: float, normalize: bool, **options: Unpack[LossOptions]) -> None:
+    def __init__(
+        self,
+        temperature: float,
+        normalize: bool,
+        *,
+        gather: bool | str = "auto",
+        process_group: Any = None,
+        tile_size: int | None = None,
+        **options: Unpack[LossOptions],
+    ) -> None:
         super().__init__(**options)
         self.temperature = check_positive("temperature", temperature)
         check_choice("normalize", normalize, (True, False))
         self.normalize = normalize
+        _distributed.check_gather(gather, process_group)
+        self.gather = gather
+        self.process_group = process_group
+        self.tile_size = None if tile_size is None else check_int("tile_size", tile_size, 1)
 
     def _units(self, *embeddings: Tensor) -> list[Tensor]:
         return [normalized(x) if self.normalize else x for x in embeddings]
@@ -73,6 +95,11 @@ def _cross_entropy(logits: Tensor, target: Tensor, class_dim: int = 1) -> Tensor
     return softplus(_softmax.row_statistics(logits, target, names, class_dim=class_dim)[0])
 
 
+def _own_similarities(q: Tensor, keys: Tensor) -> Tensor:
+    """Return those of every row of q (N, D) with keys (N, M, D) of its own."""
+    return (keys @ q.unsqueeze(2)).squeeze(2)
+
+
 class InfoNCELoss(_Contrastive):
     r"""InfoNCE: cross-entropy of the positive among in-batch and further negatives.
 
@@ -94,11 +121,18 @@ class InfoNCELoss(_Contrastive):
             of norm below 1e-6 is divided by 1e-6 (1e-12 in float64).
         learnable_temperature: make log(1/tau) a parameter, ``log_scale``, as in CLIP. tau is held
             at 0.01 at least; there the parameter still gets its gradient, and so can return.
+        gather: whether the rows of all processes are the candidates: ``"auto"`` (default) where
+            ``torch.distributed`` runs several, ``True``, or ``False``: those of the own process.
+        process_group: whose rows they are. Default ``None``: of all processes.
+        tile_size: rows and columns of the tiles in which the similarities are made, forward and
+            backward, and never held: memory grows as N, not N^2. First derivatives only. 512 or
+            1024 is fast; it pays from thousands of rows on. Default ``None``: the matrix is held.
         reduction: see :class:`lossary.Loss`.
 
     Shape:
         query (N, D), positive (N, D), negatives (M, D), shared by all queries, or (N, M, D).
-        Values (N,), one per query. Dense: a matrix of N x (N + M) similarities.
+        Values (N,), one per query. Dense, a matrix of N x (N + M) similarities, or in tiles with
+        ``tile_size``; negatives (N, M, D) are met densely, being larger than their similarities.
 
     Properties:
         The loss is batch-coupled. With K candidates and cosines it lies between
@@ -116,12 +150,19 @@ class InfoNCELoss(_Contrastive):
 
     Note:
         It is computed from the log-odds of the positive, so that tiny values keep their digits.
-        With several processes the negatives are those of the own process.
+        With several processes (``gather``) own anchors are held against the rows of all, and
+        ``"mean"`` divides by what all have, times their number: averaged over the processes, the
+        parameters' gradient is that of one process with the whole batch, also of unequal batches.
+        All of them must call it, forward and backward. ``negatives`` are not gathered: a queue is
+        the same everywhere, and hard negatives are the query's own.
 
     Raises:
         ValueError: ``temperature`` <= 0, or below 0.01 if it is to be learnt; shapes that differ;
-            ``in_batch=False`` without negatives, or with ``symmetric``.
+            ``in_batch=False`` without negatives, or with ``symmetric``; ``tile_size`` < 1;
+            a ``process_group`` without this process.
         TypeError: embeddings that are not floating-point tensors.
+        RuntimeError: ``gather=True`` without ``torch.distributed``; second derivatives, forward
+            mode or ``vmap`` with ``tile_size``.
 
     Reference:
         van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding",
@@ -148,7 +189,7 @@ class InfoNCELoss(_Contrastive):
         in_batch: bool = True,
         normalize: bool = True,
         learnable_temperature: bool = False,
-        **options: Unpack[LossOptions],
+        **options: Unpack[_ContrastiveOptions],
     ) -> None:
         super().__init__(temperature, normalize, **options)
         check_choice("symmetric", symmetric, (True, False))
@@ -174,18 +215,58 @@ class InfoNCELoss(_Contrastive):
         self._check_negatives(query, negatives)
         q, p = self._units(query, positive)
         q = q * self._scale(q)
+        n = None if negatives is None else self._units(negatives)[0]
+        values = self._dense if self.tile_size is None else self._tiled
+        if not (self.in_batch and self._gathers()):
+            return values(q, p, p, 0, n, self.symmetric)
+        group = self.process_group
+        if not self.symmetric:
+            (keys,), first = _distributed.gather_with_gradient(p, group=group)
+            return values(q, p, keys, first, n, False)
+        (queries, keys), first = _distributed.gather_with_gradient(q, p, group=group)
+        forward, back = (
+            values(q, p, keys, first, n, False),
+            values(p, q, queries, first, None, False),
+        )
+        return (forward + back) / 2
+
+    def _dense(
+        self, q: Tensor, p: Tensor, keys: Tensor, first: int, n: Tensor | None, both: bool
+    ) -> Tensor:
+        """Return the loss of the rows q, whose positives p are the keys from ``first`` on.
+
+        With ``both``, of keys that are p: the mean with the loss of p among the rows q.
+        """
         if self.in_batch:
-            logits, target = q @ p.t(), torch.arange(len(q), device=q.device)
+            logits, target = q @ keys.t(), torch.arange(first, first + len(q), device=q.device)
         else:
             logits = (q * p).sum(1, keepdim=True)
             target = torch.zeros(len(q), dtype=torch.long, device=q.device)
-        back = _cross_entropy(logits, target, class_dim=0) if self.symmetric else None
-        if negatives is not None:
-            (n,) = self._units(negatives)
-            far = q @ n.t() if n.dim() == 2 else (n @ q.unsqueeze(2)).squeeze(2)
+        back = _cross_entropy(logits, target, class_dim=0) if both else None
+        if n is not None:
+            far = q @ n.t() if n.dim() == 2 else _own_similarities(q, n)
             logits = torch.cat((logits, far), 1)
         value = _cross_entropy(logits, target)
         return value if back is None else (value + back) / 2
+
+    def _tiled(
+        self, q: Tensor, p: Tensor, keys: Tensor, first: int, n: Tensor | None, both: bool
+    ) -> Tensor:
+        """Return the same without the matrix."""
+        assert self.tile_size is not None
+        own = (q * p).sum(1)
+        target = torch.arange(first, first + len(q), device=q.device).unsqueeze(1)
+        if not self.in_batch:
+            keys, target = p[:0], target[:, :0]
+        if n is not None and n.dim() == 2:
+            keys = torch.cat((keys, n))
+        rest, *columns = _similarity.log_sum_exp(
+            q, keys, target, tile_size=self.tile_size, bound=self._bound(), columns=both
+        )
+        if n is not None and n.dim() == 3:  # fewer similarities than numbers in the negatives
+            rest = torch.logaddexp(rest, _own_similarities(q, n).logsumexp(1))
+        value = softplus(rest - own)
+        return (value + softplus(columns[0][: len(q)] - own)) / 2 if columns else value
 
     def _scale(self, like: Tensor) -> float | Tensor:
         """Return 1/tau."""
@@ -193,6 +274,14 @@ class InfoNCELoss(_Contrastive):
             return 1.0 / self.temperature
         excess = (self.log_scale - math.log(100.0)).clamp(min=0.0).detach()
         return torch.exp(self.log_scale - excess).to(like.dtype)
+
+    def _bound(self) -> float:
+        """Return what no similarity exceeds, where that is known without asking a device."""
+        return (
+            1.0 / self.temperature
+            if self.normalize and not self.learnable_temperature
+            else math.inf
+        )
 
     def _check_negatives(self, query: Tensor, negatives: Tensor | None) -> None:
         if negatives is None:
@@ -221,11 +310,18 @@ class NTXentLoss(_Contrastive):
         temperature: tau > 0. Default 0.5. SimCLR's best values lie between 0.1 and 0.5.
         normalize: divide the rows by their norm, so that s is the cosine. Default ``True``. A row
             of norm below 1e-6 is divided by 1e-6 (1e-12 in float64).
+        gather: whether the rows of all processes are the candidates: ``"auto"`` (default) where
+            ``torch.distributed`` runs several, ``True``, or ``False``: those of the own process.
+        process_group: whose rows they are. Default ``None``: of all processes.
+        tile_size: rows and columns of the tiles in which the similarities are made, forward and
+            backward, and never held: memory grows as N, not N^2. First derivatives only. 512 or
+            1024 is fast; it pays from thousands of rows on. Default ``None``: the matrix is held.
         reduction: see :class:`lossary.Loss`.
 
     Shape:
         z1 (N, D), z2 (N, D): row i of both is a view of sample i. Values (N,), one per sample.
-        Dense: a matrix of 2N x 2N similarities.
+        Dense, a matrix of 2N x 2N similarities, or in tiles with ``tile_size``, where each serves
+        its mirror image too.
 
     Properties:
         The loss is batch-coupled. It is the same with z1 and z2 exchanged, under a rotation of all
@@ -238,11 +334,17 @@ class NTXentLoss(_Contrastive):
         nothing to tell apart, and the loss is 0.
 
     Note:
-        With several processes the negatives are those of the own process.
+        With several processes (``gather``) own anchors are held against the rows of all, and
+        ``"mean"`` divides by what all have, times their number: averaged over the processes, the
+        parameters' gradient is that of one process with the whole batch, also of unequal batches.
+        All of them must call it, forward and backward.
 
     Raises:
-        ValueError: ``temperature`` <= 0, shapes that differ.
+        ValueError: ``temperature`` <= 0, shapes that differ, ``tile_size`` < 1;
+            a ``process_group`` without this process.
         TypeError: embeddings that are not floating-point tensors.
+        RuntimeError: ``gather=True`` without ``torch.distributed``; second derivatives, forward
+            mode or ``vmap`` with ``tile_size``.
 
     Reference:
         Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual
@@ -258,19 +360,48 @@ class NTXentLoss(_Contrastive):
     """
 
     def __init__(
-        self, temperature: float = 0.5, normalize: bool = True, **options: Unpack[LossOptions]
+        self,
+        temperature: float = 0.5,
+        normalize: bool = True,
+        **options: Unpack[_ContrastiveOptions],
     ) -> None:
         super().__init__(temperature, normalize, **options)
 
     def per_sample(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""
         check_embeddings(z1=z1, z2=z2)
-        z = torch.cat(self._units(z1, z2))
-        rows = torch.arange(len(z), device=z.device)
-        is_self = rows.unsqueeze(1) == rows
-        logits = (z @ z.t() / self.temperature).masked_fill(is_self, -math.inf)
-        value = _cross_entropy(logits, rows.roll(len(z1)))
-        return (value[: len(z1)] + value[len(z1) :]) / 2
+        views = self._units(z1, z2)
+        z, n = torch.cat(views), len(z1)
+        rows = torch.arange(2 * n, device=z.device)
+        if self._gathers():
+            all_views, first = _distributed.gather_with_gradient(*views, group=self.process_group)
+            # Of every own row, which one it is among the rows of all processes.
+            rows = torch.cat((rows[:n] + first, rows[n:] - n + first + len(all_views[0])))
+            keys = torch.cat(all_views)
+        else:
+            keys = z
+        other = rows.roll(n)
+        if self.tile_size is not None:
+            return self._tiled(z, keys, torch.stack((rows, other), 1), self.tile_size)
+        is_self = rows.unsqueeze(1) == torch.arange(len(keys), device=z.device)
+        logits = (z @ keys.t() / self.temperature).masked_fill(is_self, -math.inf)
+        value = _cross_entropy(logits, other)
+        return (value[:n] + value[n:]) / 2
+
+    def _tiled(self, z: Tensor, keys: Tensor, masked: Tensor, tile_size: int) -> Tensor:
+        """Return the same without the matrix: of row i, the keys ``masked`` are no negatives."""
+        bound = 1.0 / self.temperature if self.normalize else math.inf
+        n, root = len(z) // 2, self.temperature**-0.5
+        alone = keys is z
+        z = z * root
+        own = (z[:n] * z[n:]).sum(1)
+        if alone:
+            rest = _similarity.self_log_sum_exp(z, masked, tile_size=tile_size, bound=bound)
+        else:
+            (rest,) = _similarity.log_sum_exp(
+                z, keys * root, masked, tile_size=tile_size, bound=bound
+            )
+        return (softplus(rest[:n] - own) + softplus(rest[n:] - own)) / 2
 
     @staticmethod
     def _unbounded() -> tuple[list[list[float]], ...]:

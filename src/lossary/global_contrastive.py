@@ -12,11 +12,12 @@ alike.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
+from lossary import _distributed, _similarity, _softmax
 from lossary._base import Loss, LossOptions, _upcast
 from lossary._checks import check_choice, check_embeddings, check_int, check_number, check_positive
 from lossary._numerics import normalized
@@ -34,17 +35,86 @@ class _GlobalOptions(LossOptions, total=False):
     gamma_decay_epochs: int | None
     normalize: bool
     state_dtype: torch.dtype
+    gather: bool | str
+    process_group: Any
+    tile_size: int | None
+
+
+class _Dense:
+    """Similarities (B, M) to the keys, of which some are negatives."""
+
+    def __init__(self, near: Tensor, negative: Tensor) -> None:
+        self.near, self.negative, self.dtype = near, negative, near.dtype
+        self.log_count = negative.sum(1).to(near.dtype).log()
+
+    def log_mean(self, tau: Tensor) -> Tensor:
+        """Return the logarithm of the mean of exp(s/tau) over the negatives, as a constant."""
+        exponents = self.near.detach() / tau.unsqueeze(1)
+        self.exponents = exponents.masked_fill(~self.negative, -math.inf)
+        return self.exponents.logsumexp(1) - self.log_count
+
+    def surrogate(self, tau: Tensor, log_u: Tensor) -> Tensor:
+        """Return the mean of sg[exp(s/tau)/u] s over the negatives, after ``log_mean``."""
+        weights = torch.exp(self.exponents - (log_u + self.log_count).unsqueeze(1))
+        return (weights * self.near).sum(1)
+
+
+class _Tiled:
+    """The same of queries (B, D) and keys (M, D), less ``own`` (B,), without the matrix."""
+
+    def __init__(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        masked: Tensor,
+        own: Tensor | None,
+        loss: "_GlobalContrastive",
+    ) -> None:
+        self.queries, self.keys, self.masked = queries, keys, masked
+        self.own = queries.new_zeros(len(queries)) if own is None else own
+        assert loss.tile_size is not None
+        self.dtype = queries.dtype
+        self.tile_size, self.normalize = loss.tile_size, loss.normalize
+        self.log_count = math.log(len(keys) - masked.shape[1]) if len(keys) else 0.0
+
+    def log_mean(self, tau: Tensor) -> Tensor:
+        known = self.normalize and len(tau) > 0 and _softmax.readable(tau)
+        self.bound = 1.0 / float(tau.min()) if known else math.inf
+        self.lse, self.mean = _similarity.log_sum_exp_and_mean(
+            self.queries.detach() / tau.unsqueeze(1),
+            self.keys.detach(),
+            self.masked,
+            tile_size=self.tile_size,
+            bound=self.bound,
+        )
+        return self.lse - self.own.detach() / tau - self.log_count
+
+    def surrogate(self, tau: Tensor, log_u: Tensor) -> Tensor:
+        log_norm = log_u + self.log_count + self.own.detach() / tau
+        mass = torch.exp(self.lse - log_norm)
+        value = _similarity.weighted_sum(
+            self.queries / tau.unsqueeze(1),
+            self.keys,
+            self.masked,
+            log_norm,
+            mass * self.mean,
+            tile_size=self.tile_size,
+            bound=self.bound,
+        )
+        return tau * value - mass * self.own
+
+
+_Near = _Dense | _Tiled
 
 
 class _Anchors(NamedTuple):
-    """The rows of one matrix of similarities: what is seen from one set of anchors."""
+    """What is seen from one set of anchors."""
 
     #: The suffix of the buffers in which they are remembered.
     side: str
     samples: Tensor
-    #: Similarities (B, M), which of them are to negatives, and those to the positives.
-    near: Tensor
-    negative: Tensor
+    near: _Near
+    #: The similarities to the positives.
     positive: Tensor | float
 
 
@@ -76,6 +146,9 @@ class _GlobalContrastive(Loss, PerSampleState):
         gamma_decay_epochs: int | None = None,
         normalize: bool = True,
         state_dtype: torch.dtype = torch.float32,
+        gather: bool | str = "auto",
+        process_group: Any = None,
+        tile_size: int | None = None,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(**options)
@@ -103,6 +176,10 @@ class _GlobalContrastive(Loss, PerSampleState):
         self.normalize = normalize
         check_choice("state_dtype", state_dtype, (torch.float32, torch.float64))
         self.state_dtype = state_dtype
+        _distributed.check_gather(gather, process_group)
+        self.gather = gather
+        self.process_group = process_group
+        self.tile_size = None if tile_size is None else check_int("tile_size", tile_size, 1)
         for side in self._sides:
             self._add_state(f"log_u{side}", num_samples, -math.inf, state_dtype)
             if individualized:
@@ -133,10 +210,11 @@ class _GlobalContrastive(Loss, PerSampleState):
         updates = self._updates(update, z1)
         values, seen = [], []
         for a in anchors:
-            tau, log_u, weights = self._estimate(a)
-            values.append((weights * a.near).sum(1) - a.positive)
+            tau, log_u = self._estimate(a)
+            value = a.near.surrogate(tau, log_u)
+            values.append(value - a.positive)
             if updates:
-                share = (weights * a.near.detach()).sum(1) / tau
+                share = value.detach() / tau
                 seen.append((a.side, a.samples, tau, log_u, log_u + self.rho - share))
         for side in self._sides if updates else ():
             self._remember(side, [x[1:] for x in seen if x[0] == side])
@@ -149,36 +227,45 @@ class _GlobalContrastive(Loss, PerSampleState):
         with torch.no_grad(), torch.autocast(z1.device.type, enabled=False):
             values = []
             for a in self._anchors(z1, z2, index, index2):
-                tau, log_u, _ = self._estimate(a)
+                tau, log_u = self._estimate(a)
                 values.append(tau * (log_u + rho) - a.positive)
             return torch.stack(values).sum(0) * self._share
 
     def _units(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
         check_embeddings(z1=z1, z2=z2)
-        if len(z1) == 1:
+        if len(z1) == 1 and not self._gathers():
             raise ValueError("z1: expected at least 2 samples, the others are the negatives, got 1")
         return (normalized(z1), normalized(z2)) if self.normalize else (z1, z2)
 
-    def _estimate(self, a: _Anchors) -> tuple[Tensor, Tensor, Tensor]:
-        """Return tau, log u with this batch in it, and the weights of the similarities.
+    def _of_all(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the rows of all processes, and which of them are the own ones."""
+        first = 0
+        own = len(z1)
+        if self._gathers():
+            (z1, z2), first = _distributed.gather_with_gradient(z1, z2, group=self.process_group)
+            if len(z1) == 1:
+                raise ValueError("z1: expected at least 2 samples, over all processes, got 1")
+        return z1, z2, torch.arange(first, first + own, device=z1.device)
+
+    def _estimate(self, a: _Anchors) -> tuple[Tensor, Tensor]:
+        """Return tau, and log u with this batch in it.
 
         u is kept as its logarithm: exp(s/tau) overflows float32 from s/tau = 88 on.
         """
-        near = a.near.detach()
+        dtype = a.near.dtype
         if self.individualized:
-            tau = self._stored(f"tau{a.side}", a.samples, near.dtype)
+            tau = self._stored(f"tau{a.side}", a.samples, dtype)
         else:
-            tau = near.new_full(a.samples.shape, self.temperature)
-        log_count = a.negative.sum(1).to(near.dtype).log()
-        exponents = (near / tau.unsqueeze(1)).masked_fill(~a.negative, -math.inf)
-        now = exponents.logsumexp(1) - log_count
-        before = self._stored(f"log_u{a.side}", a.samples, near.dtype)
-        gamma = self._gamma(near)
+            tau = torch.full(
+                a.samples.shape, self.temperature, dtype=dtype, device=a.samples.device
+            )
+        now = a.near.log_mean(tau)
+        before = self._stored(f"log_u{a.side}", a.samples, dtype)
+        gamma = self._gamma(now)
         # At gamma = 1 the past is log 0 = -inf, as it is for a sample that was never seen; only
         # the latter takes the present whole at any gamma.
         mixed = torch.logaddexp(torch.log1p(-gamma) + before, gamma.log() + now)
-        log_u = torch.where(before == -math.inf, now, mixed)
-        return tau, log_u, torch.exp(exponents - (log_u + log_count).unsqueeze(1))
+        return tau, torch.where(before == -math.inf, now, mixed)
 
     def _gamma(self, like: Tensor) -> Tensor:
         """Return the weight of the present in the moving average."""
@@ -204,6 +291,11 @@ class _GlobalContrastive(Loss, PerSampleState):
         tau = (tau - self.eta * momentum).clamp(self.tau_min, self.tau_max)
         self._store(f"tau_momentum{side}", index, momentum, present)
         self._store(f"tau{side}", index, tau, present)
+
+
+def _others(own: Tensor, count: int) -> Tensor:
+    """Return which of the samples are others than the own one, for every row."""
+    return own.unsqueeze(1) != torch.arange(count, device=own.device)
 
 
 class GlobalContrastiveLoss(_GlobalContrastive):
@@ -240,11 +332,18 @@ class GlobalContrastiveLoss(_GlobalContrastive):
         gamma_decay_epochs: at least 1; required by ``"cosine"``.
         normalize: divide the rows by their norm, so that s is the cosine. Default ``True``.
         state_dtype: dtype of what is remembered, ``torch.float32`` (default) or ``torch.float64``.
+        gather: whether the rows of all processes are the negatives: ``"auto"`` (default) where
+            ``torch.distributed`` runs several, ``True``, or ``False``: those of the own process.
+        process_group: whose rows they are. Default ``None``: of all processes.
+        tile_size: rows and columns of the tiles in which the similarities are made, forward and
+            backward, and never held: memory grows as B, not B^2. First derivatives only. 512 or
+            1024 is fast; it pays from thousands of rows on. Default ``None``: the matrix is held.
         reduction: see :class:`lossary.Loss`.
 
     Shape:
         z1 (B, D), z2 (B, D): row i of both is a view of the same sample; index (B,) dataset
-        indices in [0, num_samples); B >= 2. Values (B,). Dense: two matrices of B x 2B.
+        indices in [0, num_samples); B >= 2. Values (B,). Dense, two matrices of B x 2B, or in
+        tiles with ``tile_size``.
         ``update=False`` in the call leaves what is remembered as it is: for the second forward of
         activation checkpointing.
 
@@ -267,13 +366,19 @@ class GlobalContrastiveLoss(_GlobalContrastive):
         ``tau_momentum`` are saved in ``state_dict``; ``reset(index=None)`` forgets. They are
         written only in training mode with gradients enabled, not under torch.func. A sample that
         occurs several times in a batch, on all processes, gets the mean. The loss of a step uses
-        the temperatures before it. With several processes the negatives are those of the own one.
+        the temperatures before it. With several processes (``gather``) own anchors are held against
+        the rows of all, and ``"mean"`` divides by what all have, times their number: averaged over
+        the processes, the parameters' gradient is that of one process with the whole batch, also of
+        unequal batches. All of them must call it, forward and backward.
 
     Raises:
         ValueError: B = 1, ``gamma`` outside (0, 1], bounds of the temperatures out of order or
             without ``temperature`` between them, ``index`` out of range or of another length,
-            ``gamma_schedule="cosine"`` with ``gamma_decay_epochs`` < 1.
+            ``gamma_schedule="cosine"`` with ``gamma_decay_epochs`` < 1, ``tile_size`` < 1,
+            a ``process_group`` without this process.
         TypeError: ``index`` not of integers, embeddings that are not floating-point tensors.
+        RuntimeError: ``gather=True`` without ``torch.distributed``; second derivatives, forward
+            mode or ``vmap`` with ``tile_size``.
 
     Reference:
         Yuan, Wu, Qiu, Du, Zhang, Zhou, Yang, "Provable Stochastic Optimization for Global
@@ -331,11 +436,17 @@ class GlobalContrastiveLoss(_GlobalContrastive):
     ) -> list[_Anchors]:
         z1, z2 = self._units(z1, z2)
         index, _ = self._samples(index, z1[:, 0], None)
-        own = torch.eye(len(z1), dtype=torch.bool, device=z1.device)
-        negative = ~torch.cat((own, own), 1)
-        both = torch.cat((z1, z2)).t()
+        every1, every2, own = self._of_all(z1, z2)
+        both = torch.cat((every1, every2))
         positive = (z1 * z2).sum(1)
-        return [_Anchors("", index, z @ both, negative, positive) for z in (z1, z2)]
+        near: list[_Near]
+        if self.tile_size is None:
+            negative = _others(own, len(every1)).repeat(1, 2)
+            near = [_Dense(z @ both.t(), negative) for z in (z1, z2)]
+        else:
+            masked = torch.stack((own, own + len(every1)), 1)
+            near = [_Tiled(z, both, masked, None, self) for z in (z1, z2)]
+        return [_Anchors("", index, x, positive) for x in near]
 
 
 class TwoWayGlobalContrastiveLoss(_GlobalContrastive):
@@ -370,12 +481,19 @@ class TwoWayGlobalContrastiveLoss(_GlobalContrastive):
         gamma_decay_epochs: at least 1; required by ``"cosine"``.
         normalize: divide the rows by their norm, so that s is the cosine. Default ``True``.
         state_dtype: dtype of what is remembered, ``torch.float32`` (default) or ``torch.float64``.
+        gather: whether the rows of all processes are the negatives: ``"auto"`` (default) where
+            ``torch.distributed`` runs several, ``True``, or ``False``: those of the own process.
+        process_group: whose rows they are. Default ``None``: of all processes.
+        tile_size: rows and columns of the tiles in which the similarities are made, forward and
+            backward, and never held: memory grows as B, not B^2. First derivatives only. 512 or
+            1024 is fast; it pays from thousands of rows on. Default ``None``: the matrix is held.
         reduction: see :class:`lossary.Loss`.
 
     Shape:
         z1 (B, D), z2 (B, D): row i of both belong together; index (B,) dataset indices in
         [0, num_samples); index2 (B,) or ``None``: those of z2, where the modalities are indexed
-        separately; B >= 2. Values (B,). Dense: one matrix of B x B. ``update=False`` in the call
+        separately; B >= 2. Values (B,). Dense, one matrix of B x B, or in tiles with
+        ``tile_size``, once for each direction. ``update=False`` in the call
         leaves what is remembered as it is.
 
     Properties:
@@ -391,14 +509,18 @@ class TwoWayGlobalContrastiveLoss(_GlobalContrastive):
 
     Note:
         The buffers ``log_u1``, ``log_u2`` (-inf: never seen) and, if individualized, ``tau1``,
-        ``tau2``, ``tau_momentum1``, ``tau_momentum2`` behave as in :class:`GlobalContrastiveLoss`.
-        h/tau reaches 400 at tau = 0.005: everything stays in the log domain.
+        ``tau2``, ``tau_momentum1``, ``tau_momentum2`` behave, and several processes count, as in
+        :class:`GlobalContrastiveLoss`. h/tau reaches 400 at tau = 0.005: everything stays in the
+        log domain.
 
     Raises:
         ValueError: B = 1, ``gamma`` outside (0, 1], bounds of the temperatures out of order or
             without ``temperature`` between them, ``index`` out of range or of another length,
-            ``gamma_schedule="cosine"`` with ``gamma_decay_epochs`` < 1.
+            ``gamma_schedule="cosine"`` with ``gamma_decay_epochs`` < 1, ``tile_size`` < 1,
+            a ``process_group`` without this process.
         TypeError: ``index`` not of integers, embeddings that are not floating-point tensors.
+        RuntimeError: ``gather=True`` without ``torch.distributed``; second derivatives, forward
+            mode or ``vmap`` with ``tile_size``.
 
     Reference:
         Yuan, Wu, Qiu, Du, Zhang, Zhou, Yang, "Provable Stochastic Optimization for Global
@@ -462,10 +584,18 @@ class TwoWayGlobalContrastiveLoss(_GlobalContrastive):
         z1, z2 = self._units(z1, z2)
         index, _ = self._samples(index, z1[:, 0], None)
         index2 = index if index2 is None else self._samples(index2, z1[:, 0], None, "index2")[0]
-        negative = ~torch.eye(len(z1), dtype=torch.bool, device=z1.device)
-        s = z1 @ z2.t()
-        own = s.diagonal().unsqueeze(1)
-        return [
-            _Anchors("1", index, s - own, negative, 0.0),
-            _Anchors("2", index2, s.t() - own, negative, 0.0),
-        ]
+        every1, every2, own = self._of_all(z1, z2)
+        positive = (z1 * z2).sum(1)
+        near: list[_Near]
+        if self.tile_size is None:
+            negative = _others(own, len(every1))
+            s = z1 @ every2.t()
+            back = s.t() if every1 is z1 else z2 @ every1.t()
+            near = [_Dense(x - positive.unsqueeze(1), negative) for x in (s, back)]
+        else:
+            masked = own.unsqueeze(1)
+            near = [
+                _Tiled(z1, every2, masked, positive, self),
+                _Tiled(z2, every1, masked, positive, self),
+            ]
+        return [_Anchors("1", index, near[0], 0.0), _Anchors("2", index2, near[1], 0.0)]

@@ -14,6 +14,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
+from lossary import _distributed
 from lossary._base import Loss, LossOptions, _upcast
 from lossary._checks import (
     check_choice,
@@ -56,6 +57,9 @@ class TCMLoss(Loss):
         lambda_neg: >= 0, weight of the negative pairs. Default 1.
         normalize: divide the rows by their norm. ``False`` for rows that are unit vectors already;
             then s is the inner product as it is. Default ``True``.
+        gather: whether the rows of all processes make the pairs: ``"auto"`` (default) where
+            ``torch.distributed`` runs several, ``True``, or ``False``: those of the own process.
+        process_group: whose rows they are. Default ``None``: of all processes.
         reduction: see :class:`lossary.Loss`. The formula is ``"mean"``.
 
     Shape:
@@ -76,12 +80,17 @@ class TCMLoss(Loss):
 
     Note:
         A cosine equal to its margin counts as hard. Cosines are clamped to [-1, 1]: rounding must
-        not carry two equal rows beyond m_+ = 1. With several processes the pairs are those of the
-        own process.
+        not carry two equal rows beyond m_+ = 1. With several processes (``gather``) own anchors are
+        held against the rows of all, the counts are of all, and ``"mean"`` divides by what all
+        have, times their number: averaged over the processes, the parameters' gradient is that of
+        one process with the whole batch, also of unequal batches. All of them must call it, forward
+        and backward.
 
     Raises:
-        ValueError: margins outside [-1, 1], negative weights, labels not of shape (N,).
+        ValueError: margins outside [-1, 1], negative weights, labels not of shape (N,), a
+            ``process_group`` without this process.
         TypeError: labels that are not integers, embeddings that are not floating point.
+        RuntimeError: ``gather=True`` without ``torch.distributed``.
 
     Reference:
         Zhang et al., "Threshold-Consistent Margin Loss for Open-World Deep Metric Learning", 2024.
@@ -103,9 +112,15 @@ class TCMLoss(Loss):
         lambda_pos: float = 1.0,
         lambda_neg: float = 1.0,
         normalize: bool = True,
+        *,
+        gather: bool | str = "auto",
+        process_group: Any = None,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(**options)
+        _distributed.check_gather(gather, process_group)
+        self.gather = gather
+        self.process_group = process_group
         self.margin_pos = check_number("margin_pos", margin_pos, -1.0, 1.0)
         self.margin_neg = check_number("margin_neg", margin_neg, -1.0, 1.0)
         self.lambda_pos = check_number("lambda_pos", lambda_pos, 0.0, high_open=True)
@@ -118,13 +133,27 @@ class TCMLoss(Loss):
         check_embeddings(embeddings=embeddings)
         _check_labels(labels, embeddings)
         e = normalized(embeddings) if self.normalize else embeddings
-        s = e @ e.t()
+        every, names, first = e, labels, 0
+        if self._gathers():
+            group = self.process_group
+            (every,), first = _distributed.gather_with_gradient(e, group=group)
+            (names,) = _distributed.gather_rows(labels, group=group)
+        s = e @ every.t()
         s = s.clamp(-1.0, 1.0) if self.normalize else s
-        same = labels.unsqueeze(1) == labels
-        other = ~torch.eye(len(e), dtype=torch.bool, device=e.device)
-        pull = _hard(self.margin_pos - s, same & other)
-        push = _hard(s - self.margin_neg, ~same)
-        return len(e) * (self.lambda_pos * pull + self.lambda_neg * push)
+        same = labels.unsqueeze(1) == names
+        rows = torch.arange(first, first + len(e), device=e.device)
+        other = rows.unsqueeze(1) != torch.arange(len(every), device=e.device)
+        pull = self._hard(self.margin_pos - s, same & other)
+        push = self._hard(s - self.margin_neg, ~same)
+        return len(every) * (self.lambda_pos * pull + self.lambda_neg * push)
+
+    def _hard(self, excess: Tensor, pairs: Tensor) -> Tensor:
+        """Return every row's share of the mean excess over the pairs where it is not negative."""
+        hard = pairs & (excess >= 0)
+        count = hard.sum()
+        if self._gathers():
+            count = _distributed.sum_over_ranks(count, self.process_group)
+        return torch.where(hard, excess, 0.0).sum(1) / count.clamp(min=1)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees."""
@@ -139,13 +168,6 @@ class TCMLoss(Loss):
             unknown=unknown | {"lipschitz": "not continuous", "smoothness": "not continuous"},
             source="Zhang et al. 2024",
         )
-
-
-def _hard(excess: Tensor, pairs: Tensor) -> Tensor:
-    """Return every row's share of the mean excess over the pairs where it is not negative."""
-    hard = pairs & (excess >= 0)
-    count = hard.sum().clamp(min=1)
-    return torch.where(hard, excess, 0.0).sum(1) / count
 
 
 class OPIS(nn.Module):

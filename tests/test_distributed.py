@@ -1,0 +1,200 @@
+"""Losses over the rows of several processes: what one process with all rows would find."""
+
+import datetime
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from lossary import (
+    GlobalContrastiveLoss,
+    InfoNCELoss,
+    NTXentLoss,
+    TCMLoss,
+    TwoWayGlobalContrastiveLoss,
+    _distributed,
+)
+
+F64 = torch.float64
+SAMPLES, WIDTH = 12, 3
+#: Where the rows of each process end: unequal batches, then one process without rows.
+BOUNDS = {2: ([0, 3, 9], [0, 9, 9]), 3: ([0, 2, 7, 9], [0, 4, 4, 9])}
+
+
+def remembering(loss, **options):
+    return loss(SAMPLES, 0.3, 0.6, True, 0.05, 2.0, 0.5, beta=0.5, state_dtype=F64, **options)
+
+
+def makers():
+    """Losses by name, with whether they take dataset indices, labels or negatives."""
+    both = {"dense": None, "tiles": 2}
+    for kind, t in both.items():
+        yield f"InfoNCE {kind}", lambda t=t, **o: InfoNCELoss(0.2, tile_size=t, **o), ""
+        yield (
+            f"symmetric {kind}",
+            lambda t=t, **o: InfoNCELoss(
+                0.2, True, learnable_temperature=True, tile_size=t, **o
+            ).double(),
+            "",
+        )
+        yield (
+            f"queue {kind}",
+            lambda t=t, **o: InfoNCELoss(0.2, in_batch=False, tile_size=t, **o),
+            "negatives",
+        )
+        yield f"NT-Xent {kind}", lambda t=t, **o: NTXentLoss(0.2, tile_size=t, **o), ""
+        for loss in (GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss):
+            yield (
+                f"{loss.__name__} {kind}",
+                lambda t=t, loss=loss, **o: remembering(loss, tile_size=t, **o),
+                "index",
+            )
+    yield "TCM", lambda **o: TCMLoss(0.9, 0.1, 1.0, 2.0, **o), "labels"
+
+
+def train(make, needs, rows, steps, weighted=False, **options):
+    """Return the gradients of some steps, and what is remembered, with the given rows."""
+    loss = make(**options)
+    generator = torch.Generator().manual_seed(0)
+    model = torch.randn(WIDTH, WIDTH, dtype=F64, generator=generator).requires_grad_()
+    found = []
+    for _ in range(steps):
+        a, b = torch.randn(2, 9, WIDTH, dtype=F64, generator=generator)
+        index = torch.randperm(SAMPLES, generator=generator)[:9]
+        labels = torch.randint(3, (9,), generator=generator)
+        weight = torch.rand(9, dtype=F64, generator=generator)
+        queue = torch.randn(4, WIDTH, dtype=F64, generator=generator)
+        a, b, index, labels, weight = (x[rows] for x in (a, b, index, labels, weight))
+        more = {"index": (index,), "negatives": (queue,)}.get(needs, ())
+        inputs = (a @ model, labels) if needs == "labels" else (a @ model, b @ model, *more)
+        value = loss(*inputs, weight=weight if weighted else None)
+        leaves = [model, *loss.parameters()]
+        found += [value.detach(), *torch.autograd.grad(value, leaves)]
+    return found, {k: v for k, v in loss.state_dict().items() if k != "log_scale"}
+
+
+def averaged(x):
+    dist.all_reduce(x)
+    return x / dist.get_world_size()
+
+
+def start(rank, world_size, path):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{path}",
+        rank=rank,
+        world_size=world_size,
+        timeout=datetime.timedelta(seconds=60),
+    )
+
+
+def jobs(world_size):
+    unequal, without_rows = BOUNDS[world_size]
+    for name, make, needs in makers():
+        yield name, make, needs, unequal, {}
+        yield name, make, needs, unequal, {"weighted": True}
+        yield name, make, needs, without_rows, {}
+    name, make, needs = next(iter(makers()))
+    yield name, make, needs, unequal, {"weighted": True, "reduction": "batchmean"}
+
+
+def _same_as_one(rank, world_size, path):
+    start(rank, world_size, path)
+    got = []
+    for _, make, needs, bounds, o in jobs(world_size):
+        steps = 5 if needs == "index" and not o else 1
+        found, state = train(make, needs, slice(*bounds[rank : rank + 2]), steps, **o)
+        got.append(([averaged(x) for x in found], state))
+    if world_size == 2:
+        _the_rest(rank, world_size)
+    dist.destroy_process_group()
+    for (name, make, needs, bounds, o), (found, state) in zip(jobs(world_size), got, strict=True):
+        steps = 5 if needs == "index" and not o else 1
+        wanted, remembered = train(make, needs, slice(None), steps, **o)
+        for i, (x, y) in enumerate(zip(found, wanted, strict=True)):
+            what = f"{name}, bounds {bounds}, {o}, result {i}: "
+            torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10, msg=what.__add__)
+        for key, x in remembered.items():
+            torch.testing.assert_close(state[key], x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_several_processes_are_one(world_size, tmp_path):
+    torch.multiprocessing.spawn(
+        _same_as_one, args=(world_size, tmp_path / "store"), nprocs=world_size
+    )
+
+
+def _the_rest(rank, world_size):
+    """What is told of two processes alone: gathering itself, groups, and where nothing is left."""
+    x = torch.arange(6.0, dtype=F64).view(3, 2)[: 1 + rank].clone().requires_grad_()
+    (every,), first = _distributed.gather_with_gradient(x)
+    assert every.tolist() == [[0, 1], [0, 1], [2, 3]]
+    assert first == rank
+    # The gradient of a row is what all processes found; twice, as well.
+    (gradient,) = torch.autograd.grad((every**3).sum() * (1 + rank), x, create_graph=True)
+    torch.testing.assert_close(gradient, 3 * 3 * x**2)
+    (second,) = torch.autograd.grad(gradient.sum() * (1 + rank), x)
+    torch.testing.assert_close(second, 3 * 3 * 2 * x * (1 + rank))
+    # Of the own rows alone where that is asked for, and in each group its own.
+    a, b = torch.randn(2, 4, WIDTH, dtype=F64, generator=torch.Generator().manual_seed(rank))
+    for loss in (InfoNCELoss, NTXentLoss):
+        alone = loss(gather=False)(a, b)
+        groups = [dist.new_group([r]) for r in range(world_size)]
+        torch.testing.assert_close(loss(process_group=groups[rank])(a, b), alone)
+        assert abs(float(loss()(a, b) - alone)) > 1e-3
+        with pytest.raises(ValueError, match=r"process_group: expected a group with this process"):
+            loss(process_group=groups[1 - rank])(a, b)
+    # "sum" is the own share, of all rows' loss.
+    total = InfoNCELoss(reduction="sum")(a, b).detach()
+    mean = InfoNCELoss()(a, b)
+    dist.all_reduce(total)
+    torch.testing.assert_close(averaged(mean), total / 8)
+    # Nothing at all is a zero that is attached, with everyone in the backward pass.
+    none = torch.empty(0, WIDTH, dtype=F64, requires_grad=True)
+    for loss in (InfoNCELoss(0.1, True), NTXentLoss(tile_size=2)):
+        value = loss(none, none)
+        assert value == 0.0
+        value.backward()
+    assert TCMLoss()(none, torch.empty(0, dtype=torch.long)) == 0.0
+    remembers = remembering(GlobalContrastiveLoss)
+    one = slice(0, 1 - rank)
+    with pytest.raises(ValueError, match="z1: expected at least 2 samples, over all processes"):
+        remembers(a[one], b[one], torch.arange(4)[one])
+    # A denominator is 1 only where no process has anything left.
+    weight = torch.full((4,), float(rank), dtype=F64)
+    values = InfoNCELoss(reduction="none")(a, b).detach()
+    value = InfoNCELoss()(a, b, weight=weight)
+    torch.testing.assert_close(value.detach(), values.sum() * rank * 2 / 4)
+    assert InfoNCELoss()(a, b, weight=weight * 0) == 0.0
+
+
+LOSSES = [
+    InfoNCELoss,
+    NTXentLoss,
+    TCMLoss,
+    lambda **o: GlobalContrastiveLoss(8, **o),
+    lambda **o: TwoWayGlobalContrastiveLoss(8, **o),
+]
+
+
+@pytest.mark.parametrize("make", LOSSES)
+@pytest.mark.parametrize("gather", ["always", None, 1, 0])
+def test_what_gather_does_not_take(make, gather):
+    with pytest.raises(ValueError, match=r"gather: expected one of \('auto', True, False\), got"):
+        make(gather=gather)
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_what_is_no_group(make):
+    with pytest.raises(TypeError, match=r"process_group: expected a torch\.distributed .*got str"):
+        make(process_group="world")
+
+
+def test_gathering_needs_processes():
+    with pytest.raises(
+        RuntimeError, match=r"gather: expected torch\.distributed to be initialised"
+    ):
+        InfoNCELoss(gather=True)(torch.eye(3), torch.eye(3))
+    assert InfoNCELoss(gather="auto")(torch.eye(3), torch.eye(3)) > 0.0
