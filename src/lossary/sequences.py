@@ -667,11 +667,16 @@ def _targets(
     shift: bool,
 ) -> Tensor:
     """Return the label that each position predicts, -1 where it predicts none."""
-    if not isinstance(logits, LinearLogits):
+    name = "logits"
+    if isinstance(logits, LinearLogits):
+        name, shape = "hidden", tuple(logits.hidden.shape)
+        if len(shape) != 3:
+            raise ValueError(f"hidden: expected shape (N, T, H), got {shape}")
+    else:
         check_floating("logits", logits)
-    if logits.dim() != 3 or logits.shape[2] < 2:
-        shape = tuple(logits.shape)
-        raise ValueError(f"logits: expected shape (N, T, V) with V >= 2, got {shape}")
+        if logits.dim() != 3 or logits.shape[2] < 2:
+            shape = tuple(logits.shape)
+            raise ValueError(f"logits: expected shape (N, T, V) with V >= 2, got {shape}")
     n, length, vocabulary = logits.shape
     check_integers("labels", labels)
     if labels.shape != (n, length):
@@ -682,7 +687,7 @@ def _targets(
     check_device("labels", labels, logits)
     check_int("ignore_index", ignore_index)
     if shift and length < 2:
-        raise ValueError(f"logits: expected T >= 2 positions with shift=True, got {length}")
+        raise ValueError(f"{name}: expected T >= 2 positions with shift=True, got {length}")
     labels = labels.long()
     absent = labels == ignore_index
     if mask is not None:
