@@ -109,7 +109,7 @@ def streamed(title: str, rounds: int, quick: bool) -> list[Table]:
 def frozen(title: str, rounds: int, quick: bool) -> list[Table]:
     """Show that behind a frozen weight extra memory does not grow with the classes."""
     out: list[Row] = []
-    count, width, few = (256, 64, 8000) if quick else (1024, 128, 24000)
+    count, width, few = (256, 64, 6000) if quick else (1024, 64, 66000)
     for classes in (few, 10 * few):
         h, w, y = data(count, width, classes)
         w.requires_grad_(False)

@@ -25,10 +25,12 @@ from lossary._softmax import CHANCE_ODDS, LOG_ODDS, NEAR_CHANCE, TARGET, TOTAL, 
 
 OFFERED = (LOG_ODDS, CHANCE_ODDS, TARGET, TOTAL)
 
-#: Scratch of one tile. On a CPU it should stay in the cache between product and softmax.
-TILE_BYTES = {"cpu": 4 << 20, "other": 64 << 20}
+#: Scratch of one tile at most; down to a quarter of it for logits beside which it would be large.
+#: On a CPU: flat in time from 4 MiB on with the cores to itself; beside other processes larger
+#: tiles are faster, for threads wait for each other at the end of every operation on a tile.
+TILE_BYTES = {"cpu": 16 << 20, "other": 64 << 20}
 #: Rows of a tile. Fewer make products of which reading the weight is most of the work.
-TILE_ROWS = {"cpu": 512, "other": 4096}
+TILE_ROWS = {"cpu": 1024, "other": 4096}
 
 _SINGLE = (torch.float16, torch.bfloat16, torch.float32)
 _ADVICE = "take the logits in memory, LinearLogits(...).in_memory(), for that"
@@ -55,7 +57,7 @@ class LinearLogits:
         softcap: c > 0, the bound of logits that are capped by a hyperbolic tangent, after the
             division by T; ``None``, the default, for models without.
         tile_size: rows of a tile, at least 1; as many classes are then taken as fit the cache.
-            Default: 512 on a CPU, 4096 elsewhere. More rows save reading the weight.
+            Default: 1024 on a CPU, 4096 elsewhere. More rows save reading the weight.
 
     Shape:
         Stands for logits (..., K), the classes last, whatever the loss's ``class_dim`` says; the
@@ -198,13 +200,14 @@ class LinearLogits:
     def _plan(self, rows: int, temperature: float) -> "_Plan":
         kind = "cpu" if self.device.type == "cpu" else "other"
         num_classes, width = self.weight.shape
-        budget = TILE_BYTES[kind] // self.dtype.itemsize
+        most, held = TILE_BYTES[kind], rows * num_classes * self.dtype.itemsize
+        budget = min(most, max(most // 4, held // 16)) // self.dtype.itemsize
         # Of few classes, more rows.
         size = self.tile_size or max(TILE_ROWS[kind], budget // num_classes)
         size = max(1, min(size, rows))
         classes = min(num_classes, budget // size)
         if self.weight.dtype != self.dtype:  # their weights are cast to scratch, too
-            classes = min(classes, 4 * budget // max(1, width))
+            classes = min(classes, budget // max(1, width))
         classes = max(1, classes)
         if self.softcap is None:
             return _Plan(1.0 / (self.temperature * temperature), None, size, classes)
