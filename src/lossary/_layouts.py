@@ -39,8 +39,8 @@ _ADVICE = "take the logits in memory, LinearLogits(...).in_memory(), for that"
 class LinearLogits:
     r"""Logits of a linear layer that are made tile by tile and never held: the streamed layout.
 
-    .. math:: f = \frac{h W^\top + b}{T} \quad\text{or}\quad
-              f = c \operatorname{tanh}\Bigl(\frac{h W^\top + b}{c\, T}\Bigr)
+    .. math:: f = (W h + b) / T \quad\text{or}\quad
+              f = c \operatorname{tanh}((W h + b) / (c T))
 
     Stands where a tensor of logits may stand: ``loss(LinearLogits(hidden, head.weight), target)``.
     With 100 000 classes the logits, not the model, are what fills the memory; here neither they

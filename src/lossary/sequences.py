@@ -220,10 +220,10 @@ def linear_token_logps(
     r"""Return the log-probability of every label token, from hidden states instead of logits.
 
     .. math:: \ell_t = \log \operatorname{softmax}(z_t)_y, \qquad
-              f = h W^\top + b, \quad z = f / T \quad\text{or}\quad
+              f = W h + b, \quad z = f / T \quad\text{or}\quad
               z = c \operatorname{tanh}(f / (c T))
 
-    The numbers of :func:`token_logps` of the logits h W^T + b, which are never held: they are made
+    The numbers of :func:`token_logps` of the logits W h + b, which are never held: they are made
     tile by tile, and once more in backward. Tokens that are left out, a prompt say, cost nothing on
     a CPU. Nothing is shifted here: hidden[..., i, :] predicts labels[..., i].
 
@@ -335,7 +335,7 @@ def linear_sequence_logps(
     .. math:: \log \pi(y \mid x) = \sum_t \ell_t \quad\text{or}\quad
               \frac{\sum_t \ell_t}{\max(\sum_t m_t, 1)}
 
-    The numbers of :func:`sequence_logps` of the logits h W^T + b, which are never held. With a
+    The numbers of :func:`sequence_logps` of the logits W h + b, which are never held. With a
     vocabulary of 100 000 they are what fills the memory in preference optimisation: two sequences
     per pair, and the same again for the reference model.
 
