@@ -157,8 +157,9 @@ class LDRLoss(ClassificationLoss):
 
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
-        Values (N, ...). Logits in memory (dense layout). Probabilities cost O(N K^2) time and
-        memory where ``"euclidean"`` or ``topk`` meets a margin.
+        Values (N, ...). Logits in memory; for ``"kl"`` also streamed, as in :class:`LDRKLLoss`.
+        Probabilities cost O(N K^2) time and memory where ``"euclidean"`` or ``topk`` meets a
+        margin.
 
     Properties:
         Convex in the logits, gradient r* - e_y, of norm at most sqrt(2); where r* is not unique,
