@@ -25,6 +25,7 @@ from lossary import (
     InfoNCELoss,
     LDRKLLoss,
     LDRLoss,
+    LinearLogits,
     Loss,
     MulticlassMAELoss,
     NTXentLoss,
@@ -40,6 +41,8 @@ from lossary import (
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
     WestonWatkinsLoss,
+    linear_sequence_logps,
+    linear_token_logps,
 )
 
 NAN, INF = math.nan, math.inf
@@ -785,6 +788,87 @@ def generative() -> tuple[Row, ...]:
     )  # fmt: skip
 
 
+def layouts() -> tuple[Row, ...]:
+    """What streamed logits refuse, and who refuses them."""
+    hidden, weight, labels = torch.ones(N, 2), torch.ones(K, 2), TARGET
+    given = {"hidden": hidden, "weight": weight}
+
+    def refused(
+        id: str,
+        argument: str,
+        says: tuple[str, ...],
+        error=ValueError,
+        make: Any = None,
+        **options: Any,
+    ) -> Row:
+        make = LinearLogits if make is None else make
+        name = f"{make.__name__}_{argument}_{id}"
+        return Row(name, argument, says, error, make, {**given, **options})
+
+    def needs_memory(loss: type[Loss], id: str, says: str, **options: Any) -> Row:
+        logits = LinearLogits(hidden, weight)
+        name = f"{loss.__name__}_streamed_{id}"
+        says_all = ("a tensor", says, "LinearLogits")
+        return Row(name, "logits", says_all, TypeError, loss, options, (logits, TARGET))
+
+    number = ("expected a number", "str")
+    tokens = {"make": linear_token_logps, "labels": labels}
+    sequences = {
+        "make": linear_sequence_logps,
+        "hidden": torch.ones(2, 4, 2),
+        "labels": torch.zeros(2, 4).long(),
+    }
+    return (
+        refused("none", "hidden", ("a tensor", "NoneType"), TypeError, hidden=None),
+        refused("int", "hidden", ("floating point", "int64"), TypeError, hidden=hidden.long()),
+        refused("0_dim", "hidden", ("(..., H)", "0-dim"), hidden=torch.tensor(1.0)),
+        refused("list", "weight", ("a tensor", "list"), TypeError, weight=[[1.0, 2.0]]),
+        refused("int", "weight", ("floating point", "int64"), TypeError, weight=weight.long()),
+        refused("1_dim", "weight", ("(K, H)", "(2,)"), weight=torch.ones(2)),
+        refused("one_class", "weight", ("K >= 2", "(1, 2)"), weight=torch.ones(1, 2)),
+        refused("width", "weight", ("width of hidden, 2", "(3, 5)"), weight=torch.ones(K, 5)),
+        refused("double", "weight", ("float32", "float64"), TypeError, weight=weight.double()),
+        refused("single", "weight", ("float64", "float32"), TypeError, hidden=hidden.double()),
+        refused("device", "weight", ("cpu", "meta"), weight=weight.to("meta")),
+        refused("float", "bias", ("a tensor", "float"), TypeError, bias=1.0),
+        refused("bool", "bias", ("floating point", "bool"), TypeError, bias=torch.ones(K) > 0),
+        refused("length", "bias", ("(3,)", "(4,)"), bias=torch.ones(4)),
+        refused("double", "bias", ("float32", "float64"), TypeError, bias=torch.ones(K).double()),
+        refused("device", "bias", ("cpu", "meta"), bias=torch.ones(K, device="meta")),
+        *(refused(str(x), argument, ("(0, inf)", str(x)), **{argument: x})
+          for argument in ("temperature", "softcap") for x in (0.0, -1.0, INF, NAN)),
+        *(refused("str", argument, number, TypeError, **{argument: "1"})
+          for argument in ("temperature", "softcap")),
+        refused("none", "temperature", ("a number", "NoneType"), TypeError, temperature=None),
+        refused("0", "tile_size", ("at least 1", "0"), tile_size=0),
+        refused("float", "tile_size", ("an int", "float"), TypeError, tile_size=64.0),
+        needs_memory(LDRKLLoss, "normalize", "normalize", normalize="l1"),
+        needs_memory(LDRKLLoss, "matrix", "matrix of margins", margin=1.0 - torch.eye(K)),
+        needs_memory(LDRLoss, "euclidean", "this loss", divergence="euclidean"),
+        needs_memory(LDRLoss, "topk", "this loss", topk=2),
+        needs_memory(WestonWatkinsLoss, "always", "this loss"),
+        Row("LinearLogits_probabilities", "target", ("integer", "in memory", "float32"), TypeError,
+            CompSumLoss, {}, (LinearLogits(hidden, weight), PROBABILITIES)),
+        Row("LinearLogits_target_shape", "target", ("(4,)", "(4, 3)", "(3,)"), ValueError,
+            CompSumLoss, {}, (LinearLogits(hidden, weight), TARGET[:3])),
+        Row("LinearLogits_class_weight", "class_weight", ("3 weights", "4"), ValueError,
+            CompSumLoss, {"class_weight": torch.ones(4)}, (LinearLogits(hidden, weight), TARGET)),
+        refused("width", "weight", ("width", "(3, 5)"), **tokens | {"weight": torch.ones(K, 5)}),
+        refused("float", "labels", ("integers", "float32"), TypeError,
+                **tokens | {"labels": torch.ones(N)}),
+        refused("shape", "labels", ("(4,)", "(3,)"), **tokens | {"labels": TARGET[:3]}),
+        refused("device", "labels", ("cpu", "meta"), **tokens | {"labels": labels.to("meta")}),
+        refused("beyond", "labels", ("[0, 3)", "7"), **tokens | {"labels": labels + 7}),
+        refused("float", "ignore_index", ("an int", "float"), TypeError,
+                **tokens, ignore_index=0.5),
+        refused("2_dim", "hidden", ("(N, T, H)", "(4, 2)"), **sequences | {"hidden": hidden}),
+        refused("shape", "labels", ("(2, 4)", "(4,)"), **sequences | {"labels": TARGET}),
+        refused("shape", "mask", ("(2, 4)", "(2, 3)"), **sequences, mask=torch.ones(2, 3)),
+        refused("short", "hidden", ("T >= 2", "1"),
+                **sequences | {"hidden": torch.ones(2, 1, 2), "labels": torch.zeros(2, 1).long()}),
+    )  # fmt: skip
+
+
 FAMILIES = (
     *not_numbers(CompSumLoss, "tau"),
     hyper(CompSumLoss, "tau", -0.5, "[0, inf", "-0.5"),
@@ -934,6 +1018,7 @@ FAMILIES = (
             loss=loss, options={"margin": torch.ones(4)}, inputs=(LOGITS, PROBABILITIES))
         for loss in (LDRKLLoss, LDRLoss, CrammerSingerLoss, WestonWatkinsLoss)
     ),
+    *layouts(),
     *robust(PseudoHuberLoss),
     *robust(CauchyLoss),
     *contrastive(InfoNCELoss, "query", "positive"),

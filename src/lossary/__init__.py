@@ -2,6 +2,7 @@
 
 from lossary import testing as testing
 from lossary._base import ClassificationLoss, Loss
+from lossary._layouts import LinearLogits
 from lossary._properties import Properties
 from lossary.adaptation import SymmetricConsistencyLoss
 from lossary.comp_sum import (
@@ -28,7 +29,14 @@ from lossary.metric import OPIS, TCMLoss
 from lossary.noisy_labels import ReverseCrossEntropyLoss, SymmetricCrossEntropyLoss
 from lossary.preference import DPOLoss, PairwisePreferenceLoss, RobustDPOLoss, RPOLoss
 from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
-from lossary.sequences import SequenceNLLLoss, ld_sequence_logps, sequence_logps, token_logps
+from lossary.sequences import (
+    SequenceNLLLoss,
+    ld_sequence_logps,
+    linear_sequence_logps,
+    linear_token_logps,
+    sequence_logps,
+    token_logps,
+)
 from lossary.theory import (
     comp_sum_conditional_minimum,
     comp_sum_gamma,
@@ -50,6 +58,7 @@ __all__ = [
     "InfoNCELoss",
     "LDRKLLoss",
     "LDRLoss",
+    "LinearLogits",
     "Loss",
     "MulticlassMAELoss",
     "NTXentLoss",
@@ -77,6 +86,8 @@ __all__ = [
     "ict_weights",
     "karras_sigmas",
     "ld_sequence_logps",
+    "linear_sequence_logps",
+    "linear_token_logps",
     "logistic_regret_bound",
     "lognormal_index_probabilities",
     "minibatch_ot_coupling",

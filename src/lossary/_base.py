@@ -30,6 +30,7 @@ from lossary._checks import (
     check_number,
     check_tensor,
 )
+from lossary._layouts import LinearLogits
 from lossary._properties import Properties
 
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
@@ -367,7 +368,9 @@ class ClassificationLoss(Loss):
         class_dim: the class axis of the logits.
 
     Shape:
-        ``logits``: (N, K), (N, K, d1, ...), (K,), or any with ``class_dim`` named; K >= 2.
+        ``logits``: (N, K), (N, K, d1, ...), (K,), or any with ``class_dim`` named; K >= 2. Where a
+        loss says so, also streamed, :class:`lossary.LinearLogits`, whose classes come last whatever
+        ``class_dim`` says, with class indices.
         ``target``: the shape of the logits without the class axis, integer class indices; or the
         shape of the logits, floating-point class probabilities.
         ``weight``: the shape of the index target, or as many dimensions with ones.
@@ -479,6 +482,8 @@ class ClassificationLoss(Loss):
     def _class_axis(self, logits: Tensor) -> int:
         """Return the class axis as a non-negative number; a single row has only one axis."""
         n = logits.dim()
+        if isinstance(logits, LinearLogits):
+            return n - 1
         if n == 1 and self.class_dim in (1, 0, -1):
             return 0
         if not -n <= self.class_dim < n:
@@ -568,7 +573,8 @@ class ClassificationLoss(Loss):
 
     def _check_inputs(self, logits: Tensor, target: Tensor) -> int:
         """Check what can be checked without looking at the values; return the class axis."""
-        check_floating("logits", logits)
+        if not isinstance(logits, LinearLogits):
+            check_floating("logits", logits)
         check_tensor("target", target)
         if logits.dim() == 0:
             raise ValueError("logits: expected a class axis, got a 0-dim tensor")
@@ -591,6 +597,11 @@ class ClassificationLoss(Loss):
                 raise ValueError(
                     f"target: expected class probabilities of the shape of the logits, "
                     f"{tuple(logits.shape)}, got {tuple(target.shape)}"
+                )
+            if isinstance(logits, LinearLogits):
+                raise TypeError(
+                    "target: expected integer class indices, as class probabilities need the "
+                    f"logits in memory, got {target.dtype} with LinearLogits"
                 )
         elif target.dtype is torch.bool or target.dtype.is_complex:
             raise TypeError(f"target: expected integer class indices, got {target.dtype}")

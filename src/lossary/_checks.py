@@ -58,6 +58,15 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
 
 
+def check_in_memory(logits: object, what: str) -> None:
+    """Raise an error unless the logits are a tensor, where statistics of rows are not enough."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"logits: expected a tensor, as {what} needs the logits in memory, "
+            f"got {type(logits).__name__}"
+        )
+
+
 def check_floating(name: str, value: Any) -> None:
     """Raise an error unless ``value`` is a floating-point tensor."""
     check_tensor(name, value)

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lossary._checks import check_in_memory
 from lossary._numerics import log1mexp
 
 LOG_ODDS, CHANCE_ODDS, TARGET, TOTAL, RIVAL_SQUARES = STATISTICS = (
@@ -72,6 +73,11 @@ def readable(x: Tensor) -> bool:
     )
 
 
+def transformed(x: Tensor) -> bool:
+    """Tell whether ``x`` lies inside of a transform of derivatives, or has a tangent."""
+    return _is_wrapped(x) or _is_legacy_batched(x) or _has_tangent(x)
+
+
 def target_log_odds(
     logits: Tensor,
     target: Tensor,
@@ -98,7 +104,8 @@ def row_statistics(
     """Return the statistics ``names`` of every row, each of the target's shape.
 
     Args:
-        logits: any shape; half precision is computed in float32.
+        logits: any shape; half precision is computed in float32. Or a layout, which is asked by
+            its method ``_row_statistics(target, names, temperature)``.
         target: class indices, of the shape of the logits without the class axis; -1: not there.
         names: which statistics, of those in the module's docstring.
         class_dim: the class axis.
@@ -110,13 +117,18 @@ def row_statistics(
             a gradient, that costs copies of the logits.
     """
     matrix, shift = _split_margin(margin, temperature, target, logits)
-    if _differentiable(temperature) or _differentiable(matrix):
-        logits = _scaled(logits, target, class_dim, temperature, matrix)
-        temperature, matrix = 1.0, None
-    f, y, scale = _as_rows(logits, target, class_dim, temperature)
-    out = _statistics(f, y, scale, matrix, names)
-    if y is not target:
-        out = tuple(x.view(target.shape) for x in out)
+    if isinstance(logits, Tensor):
+        if _differentiable(temperature) or _differentiable(matrix):
+            logits = _scaled(logits, target, class_dim, temperature, matrix)
+            temperature, matrix = 1.0, None
+        f, y, scale = _as_rows(logits, target, class_dim, temperature)
+        out = _statistics(f, y, scale, matrix, names)
+        if y is not target:
+            out = tuple(x.view(target.shape) for x in out)
+    else:
+        if matrix is not None:
+            check_in_memory(logits, "a matrix of margins")
+        out = logits._row_statistics(target, names, temperature)
     if shift is None:
         return out
     rivals = logits.shape[class_dim] - 1
@@ -138,6 +150,7 @@ def all_log_odds(
 
     A composite of logits-sized operations: O(N K), or O(N K^2) for a margin matrix.
     """
+    check_in_memory(logits, "the loss of every class")
     z = logits.to(_compute_dtype(logits)).movedim(class_dim, -1)
     num_classes = z.shape[-1]
     if isinstance(temperature, Tensor):
@@ -181,6 +194,7 @@ def uniform_divergence(
 
     The arguments are those of :func:`row_statistics`.
     """
+    check_in_memory(logits, "a temperature per sample")
     with torch.no_grad():
         matrix, shift = _split_margin(margin, temperature, target, logits)
         f, y, scale = _as_rows(logits, target, class_dim, temperature)
@@ -225,6 +239,7 @@ def hardest_rival(
     Without a target: against every class, along the class axis. At a tie the gradient goes to one
     of the tied rivals.
     """
+    check_in_memory(logits, "the hardest rival")
     matrix = margin if isinstance(margin, Tensor) and margin.dim() == 2 else None
     f = logits.movedim(class_dim, -1)
     lowest = torch.finfo(f.dtype).min

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lossary._base import HALF, ClassificationLoss, ClassOptions
-from lossary._checks import check_choice, check_number, check_positive
+from lossary._checks import check_choice, check_in_memory, check_number, check_positive
 from lossary._numerics import expm1, softplus
 from lossary._properties import Properties
 from lossary._softmax import readable
@@ -70,7 +70,7 @@ class CompSumLoss(ClassificationLoss):
 
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
-        Values (N, ...). Logits in memory (dense layout).
+        Values (N, ...). Logits in memory or streamed (:class:`lossary.LinearLogits`).
 
     Properties:
         Convex in the logits iff tau <= 1. Bounded iff tau > 1: 0 <= l < 1/(tau - 1). Gradient norm
@@ -131,7 +131,7 @@ class GeneralizedCrossEntropyLoss(ClassificationLoss):
 
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
-        Values (N, ...). Logits in memory (dense layout).
+        Values (N, ...). Logits in memory or streamed (:class:`lossary.LinearLogits`).
 
     Properties:
         0 <= l < 1/q, gradient norm at most sqrt(2), not convex for q > 0. Symmetric iff q = 1; in
@@ -197,7 +197,7 @@ class TruncatedGCELoss(ClassificationLoss, PerSampleState):
     Shape:
         logits (N, K, ...), target (N, ...) class indices or, with ``"clamp"``, (N, K, ...)
         probabilities; K >= 2; index (N, ...) dataset indices in [0, num_samples), with ``"prune"``
-        only. Values (N, ...). Logits in memory (dense layout).
+        only. Values (N, ...). Logits in memory or streamed (:class:`lossary.LinearLogits`).
 
     Properties:
         Clamped: 0 <= l <= L_q(k), continuous with a kink at p_y = k, gradient exactly 0 below it,
@@ -270,7 +270,8 @@ class TruncatedGCELoss(ClassificationLoss, PerSampleState):
                 raise TypeError(f"index: expected None with mode='clamp', got {type(index)}")
             return value.clamp(max=limit)
         axis = self._class_axis(logits)
-        index, _ = self._samples(index, logits.select(axis, 0), target)
+        rows = logits.select(axis, 0) if target is None else target
+        index, _ = self._samples(index, rows, target)
         weight = self._stored("sample_weight", index, value.dtype)
         weight = weight.unsqueeze(axis) if target is None else weight
         # L_q(k) is infinite for q = k = 0, where no sample is ever left out.
@@ -372,7 +373,7 @@ class MulticlassMAELoss(ClassificationLoss):
 
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
-        Values (N, ...). Logits in memory (dense layout).
+        Values (N, ...). Logits in memory or streamed (:class:`lossary.LinearLogits`).
 
     Properties:
         0 <= l <= scale, gradient norm at most scale * sqrt(2)/4, not convex. Symmetric, with class
@@ -545,6 +546,7 @@ class SmoothAdversarialCompSumLoss(ClassificationLoss):
         return norm.movedim(-1, axis) if target is None else norm.squeeze(-1)
 
     def _check_adversarial(self, logits: Tensor, adv_logits: Tensor) -> None:
+        check_in_memory(logits, "the movement of the logits")
         if not isinstance(adv_logits, Tensor):
             raise TypeError(f"adv_logits: expected a tensor, got {type(adv_logits).__name__}")
         single = (*HALF, torch.float32)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lossary import _softmax
 from lossary._base import HALF, ClassificationLoss, ClassOptions
-from lossary._checks import check_choice, check_int, check_number, check_positive
+from lossary._checks import check_choice, check_in_memory, check_int, check_number, check_positive
 from lossary._numerics import softplus
 from lossary._properties import Properties
 from lossary._softmax import readable
@@ -53,7 +53,8 @@ class LDRKLLoss(ClassificationLoss):
 
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
-        Values (N, ...). Logits in memory (dense layout).
+        Values (N, ...). Logits in memory or streamed (:class:`lossary.LinearLogits`); streamed
+        neither with lam = 0, a (K, K) margin nor ``normalize``.
 
     Properties:
         Convex in the logits, gradient r* - e_y with r* = softmax(z/lam), so of norm at most
@@ -156,8 +157,9 @@ class LDRLoss(ClassificationLoss):
 
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
-        Values (N, ...). Logits in memory (dense layout). Probabilities cost O(N K^2) time and
-        memory where ``"euclidean"`` or ``topk`` meets a margin.
+        Values (N, ...). Logits in memory; for ``"kl"`` also streamed, as in :class:`LDRKLLoss`.
+        Probabilities cost O(N K^2) time and memory where ``"euclidean"`` or ``topk`` meets a
+        margin.
 
     Properties:
         Convex in the logits, gradient r* - e_y, of norm at most sqrt(2); where r* is not unique,
@@ -530,6 +532,7 @@ class ALDRKLLoss(ClassificationLoss, PerSampleState):
         self, logits: Tensor, target: Tensor, index: Tensor, update: bool = True
     ) -> Tensor:
         """Return the loss of every sample, unreduced."""
+        check_in_memory(logits, "a temperature per sample")
         axis = self._class_axis(logits)
         num_classes = logits.shape[axis]
         _check_classes(self.margin, num_classes)
@@ -627,6 +630,7 @@ def _check_classes(margin: float | Tensor, num_classes: int) -> None:
 
 def _present(logits: Tensor, target: Tensor | None, axis: int) -> Tensor:
     """Return the logits with zeros in the rows that are not there."""
+    check_in_memory(logits, "normalize")
     if target is None:
         return logits
     return torch.where((target < 0).unsqueeze(axis), 0.0, logits)
@@ -799,6 +803,7 @@ def _rows(logits: Tensor, target: Tensor | None, axis: int) -> tuple[Tensor, Ten
     Without a target, for every class: the axes are then (target, class), of size 1 for the target
     where that is all the same.
     """
+    check_in_memory(logits, "this loss")
     f: Tensor = _upcast(logits).movedim(axis, -1)
     if target is None:
         return f.unsqueeze(-2), f, torch.arange(f.shape[-1], device=f.device)

@@ -26,6 +26,7 @@ from lossary._checks import (
     check_choice,
     check_device,
     check_floating,
+    check_in_memory,
     check_int,
     check_integers,
     check_like,
@@ -33,6 +34,7 @@ from lossary._checks import (
     check_positive,
     check_tensor,
 )
+from lossary._layouts import LinearLogits
 from lossary._numerics import softplus
 from lossary._properties import Properties
 from lossary._softmax import LOG_ODDS, readable, row_statistics
@@ -56,7 +58,8 @@ def token_logps(
     with y and m those of position t + 1 where ``shift`` is set, else of position t.
 
     Args:
-        logits: of a language model, (N, T, V), floating point, V >= 2.
+        logits: of a language model, (N, T, V), floating point, V >= 2; in memory, or streamed
+            (:class:`LinearLogits`, which has a ``softcap`` of its own; :func:`linear_token_logps`).
         labels: token ids, (N, T), integers in [0, V) or ``ignore_index``.
         mask: (N, T), over the labels: bool, or numbers 0 and 1; 0 leaves the token out, whatever
             its label. Default: every token counts.
@@ -200,10 +203,185 @@ def sequence_logps(
         (tensor([-0.2201]), tensor([2]))
     """
     logps, present = _scored(logits, labels, mask, ignore_index, shift, temperature, softcap)
-    out, lengths = logps.sum(1), present.sum(1)
-    if average:
-        out = _per_token(out, lengths)
-    return (out, lengths) if return_lengths else out
+    return _summed(logps, present, average, return_lengths)
+
+
+def linear_token_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    tile_size: int | None = None,
+) -> Tensor:
+    r"""Return the log-probability of every label token, from hidden states instead of logits.
+
+    .. math:: \ell_t = \log \operatorname{softmax}(z_t)_y, \qquad
+              f = W h + b, \quad z = f / T \quad\text{or}\quad
+              z = c \operatorname{tanh}(f / (c T))
+
+    The numbers of :func:`token_logps` of the logits W h + b, which are never held: they are made
+    tile by tile, and once more in backward. Tokens that are left out, a prompt say, cost nothing on
+    a CPU. Nothing is shifted here: hidden[..., i, :] predicts labels[..., i].
+
+    Args:
+        hidden: what goes into the head of a language model, (..., H), floating point.
+        weight: the head's, (V, H), V >= 2. Frozen, it costs backward neither work nor memory.
+        labels: token ids, (...), integers in [0, V) or ``ignore_index``.
+        bias: the head's, (V,), or ``None``.
+        ignore_index: tokens with this label are left out. Default -100.
+        temperature: T > 0, that the logits are divided by. Default 1.
+        softcap: c > 0, the bound of logits that are capped by a hyperbolic tangent, after the
+            division by T. Default ``None``: not capped.
+        tile_size: rows of a tile: see :class:`LinearLogits`.
+
+    Returns:
+        Natural logarithms, <= 0, (...), in float32 for half precision, else in the dtype of
+        ``hidden``; exactly 0 where a token is left out, and no gradient there, also where its
+        hidden states are infinite or nan. Differentiable once: see :class:`LinearLogits`.
+
+    Raises:
+        ValueError: shapes that do not fit; a label that counts outside [0, V) (on CPU tensors,
+            where looking costs nothing); ``temperature``, ``softcap`` or ``tile_size`` not
+            positive, or infinite.
+        TypeError: tensors that are not floating point, labels that are not integers, options of a
+            wrong type.
+        RuntimeError: a second derivative, ``torch.func`` or forward mode.
+
+    Reference:
+        Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, and Liger
+        Kernel compute the same without the logits; neither's numbers are approximated here.
+
+    Example:
+        >>> import torch
+        >>> from lossary import linear_token_logps
+        >>> hidden = torch.tensor([[0.0, 1.0], [2.0, 0.0], [9.0, 9.0]])
+        >>> linear_token_logps(hidden, torch.eye(2), torch.tensor([1, 0, -100]))
+        tensor([-0.3133, -0.1269,  0.0000])
+    """
+    logits = LinearLogits(
+        hidden, weight, bias, temperature=temperature, softcap=softcap, tile_size=tile_size
+    )
+    check_integers("labels", labels)
+    if labels.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"labels: expected shape {tuple(hidden.shape[:-1])} for hidden states of shape "
+            f"{tuple(hidden.shape)}, got {tuple(labels.shape)}"
+        )
+    check_device("labels", labels, hidden)
+    check_int("ignore_index", ignore_index)
+    labels = labels.long()
+    target = _in_vocabulary(labels, labels == ignore_index, len(weight), ignore_index)
+    (t,) = row_statistics(logits, target, (LOG_ODDS,), class_dim=-1)  # type: ignore[arg-type]
+    return torch.where(target >= 0, -softplus(t), 0.0)
+
+
+@overload
+def linear_sequence_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    mask: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    shift: bool = True,
+    average: bool = False,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    tile_size: int | None = None,
+    return_lengths: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def linear_sequence_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    mask: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    shift: bool = True,
+    average: bool = False,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    tile_size: int | None = None,
+    return_lengths: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def linear_sequence_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    mask: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    shift: bool = True,
+    average: bool = False,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    tile_size: int | None = None,
+    return_lengths: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Return the log-probability of every sequence, from hidden states instead of logits.
+
+    .. math:: \log \pi(y \mid x) = \sum_t \ell_t \quad\text{or}\quad
+              \frac{\sum_t \ell_t}{\max(\sum_t m_t, 1)}
+
+    The numbers of :func:`sequence_logps` of the logits W h + b, which are never held. With a
+    vocabulary of 100 000 they are what fills the memory in preference optimisation: two sequences
+    per pair, and the same again for the reference model.
+
+    Args:
+        hidden: what goes into the head of a language model, (N, T, H), floating point.
+        weight: the head's, (V, H), V >= 2. Frozen, it costs backward neither work nor memory.
+        labels: token ids, (N, T), integers in [0, V) or ``ignore_index``.
+        mask: (N, T), over the labels: bool, or numbers 0 and 1; 0 leaves the token out, whatever
+            its label. Default: every token counts.
+        bias: the head's, (V,), or ``None``.
+        ignore_index: tokens with this label are left out too. Default -100.
+        shift: position t predicts labels[:, t + 1]. The default; ``False`` where the caller has
+            shifted labels and mask.
+        average: divide by the number of tokens that count, or by 1 where none does. Default
+            ``False``: the sum.
+        temperature: T > 0, that the logits are divided by. Default 1.
+        softcap: c > 0, the bound of logits that are capped by a hyperbolic tangent, after the
+            division by T. Default ``None``: not capped.
+        tile_size: rows of a tile: see :class:`LinearLogits`.
+        return_lengths: return the numbers of tokens that count as well.
+
+    Returns:
+        As :func:`sequence_logps`: (N,), or with ``return_lengths`` a pair, of these and of int64
+        lengths (N,). Differentiable once: see :class:`LinearLogits`.
+
+    Raises:
+        ValueError: as :func:`token_logps` and :class:`LinearLogits`.
+        TypeError: as :func:`token_logps` and :class:`LinearLogits`.
+        RuntimeError: a second derivative, ``torch.func`` or forward mode.
+
+    Reference:
+        Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, and Liger
+        Kernel compute the same without the logits; neither's numbers are approximated here.
+
+    Example:
+        >>> import torch
+        >>> from lossary import linear_sequence_logps
+        >>> hidden = torch.tensor([[[0.0, 1.0], [2.0, 0.0], [9.0, 9.0]]])
+        >>> linear_sequence_logps(hidden, torch.eye(2), torch.tensor([[0, 1, 0]]))
+        tensor([-0.4402])
+    """
+    logits = LinearLogits(
+        hidden, weight, bias, temperature=temperature, softcap=softcap, tile_size=tile_size
+    )
+    logps, present = _scored(logits, labels, mask, ignore_index, shift, 1.0, None)
+    return _summed(logps, present, average, return_lengths)
 
 
 def ld_sequence_logps(
@@ -447,8 +625,17 @@ def _present(mask: Any, shape: torch.Size, like: Tensor) -> Tensor:
     return present
 
 
+def _summed(
+    logps: Tensor, present: Tensor, average: bool, return_lengths: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    out, lengths = logps.sum(1), present.sum(1)
+    if average:
+        out = _per_token(out, lengths)
+    return (out, lengths) if return_lengths else out
+
+
 def _scored(
-    logits: Tensor,
+    logits: Any,
     labels: Tensor,
     mask: Tensor | None,
     ignore_index: int,
@@ -461,6 +648,7 @@ def _scored(
     temperature = check_positive("temperature", temperature)
     present = target >= 0
     if softcap is not None:
+        check_in_memory(logits, "softcap, which LinearLogits takes itself,")
         softcap = check_positive("softcap", softcap)
         # The slope of tanh at nan, times 0, is nan: what is left out is cleaned before.
         clean = _upcast(logits.masked_fill(~present.unsqueeze(-1), 0.0))
@@ -472,13 +660,23 @@ def _scored(
 
 
 def _targets(
-    logits: Tensor, labels: Tensor, mask: Tensor | None, ignore_index: int, shift: bool
+    logits: Any,
+    labels: Tensor,
+    mask: Tensor | None,
+    ignore_index: int,
+    shift: bool,
 ) -> Tensor:
     """Return the label that each position predicts, -1 where it predicts none."""
-    check_floating("logits", logits)
-    if logits.dim() != 3 or logits.shape[2] < 2:
-        shape = tuple(logits.shape)
-        raise ValueError(f"logits: expected shape (N, T, V) with V >= 2, got {shape}")
+    name = "logits"
+    if isinstance(logits, LinearLogits):
+        name, shape = "hidden", tuple(logits.hidden.shape)
+        if len(shape) != 3:
+            raise ValueError(f"hidden: expected shape (N, T, H), got {shape}")
+    else:
+        check_floating("logits", logits)
+        if logits.dim() != 3 or logits.shape[2] < 2:
+            shape = tuple(logits.shape)
+            raise ValueError(f"logits: expected shape (N, T, V) with V >= 2, got {shape}")
     n, length, vocabulary = logits.shape
     check_integers("labels", labels)
     if labels.shape != (n, length):
@@ -489,7 +687,7 @@ def _targets(
     check_device("labels", labels, logits)
     check_int("ignore_index", ignore_index)
     if shift and length < 2:
-        raise ValueError(f"logits: expected T >= 2 positions with shift=True, got {length}")
+        raise ValueError(f"{name}: expected T >= 2 positions with shift=True, got {length}")
     labels = labels.long()
     absent = labels == ignore_index
     if mask is not None:
@@ -498,6 +696,11 @@ def _targets(
         labels, absent = labels.roll(-1, 1), absent.roll(-1, 1)
         last = torch.arange(length, device=labels.device) == length - 1
         absent = absent | last
+    return _in_vocabulary(labels, absent, vocabulary, ignore_index)
+
+
+def _in_vocabulary(labels: Tensor, absent: Tensor, vocabulary: int, ignore_index: int) -> Tensor:
+    """Return the labels, -1 where they are absent; the others must be in the vocabulary."""
     if readable(labels):
         wrong = ((labels < 0) | (labels >= vocabulary)) & ~absent
         if bool(wrong.any()):

@@ -1,0 +1,480 @@
+"""Where logits live: streamed from hidden states, and never held.
+
+The statistics of :mod:`lossary._softmax` are sums over the classes, so they can be gathered while
+tiles of logits, over rows and over classes, are made and dropped: against a running maximum, with
+the target left out. Backward makes the tiles once more. What is kept is two numbers a row.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lossary import _softmax
+from lossary._checks import (
+    check_device,
+    check_floating,
+    check_in_memory,
+    check_int,
+    check_positive,
+)
+from lossary._softmax import CHANCE_ODDS, LOG_ODDS, NEAR_CHANCE, TARGET, TOTAL, readable
+
+OFFERED = (LOG_ODDS, CHANCE_ODDS, TARGET, TOTAL)
+
+#: Scratch of one tile at most; down to a quarter of it for logits beside which it would be large.
+#: On a CPU: flat in time from 4 MiB on with the cores to itself; beside other processes larger
+#: tiles are faster, for threads wait for each other at the end of every operation on a tile.
+TILE_BYTES = {"cpu": 16 << 20, "other": 64 << 20}
+#: Rows of a tile. Fewer make products of which reading the weight is most of the work.
+TILE_ROWS = {"cpu": 1024, "other": 4096}
+
+_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
+_ADVICE = "take the logits in memory, LinearLogits(...).in_memory(), for that"
+
+
+class LinearLogits:
+    r"""Logits of a linear layer that are made tile by tile and never held: the streamed layout.
+
+    .. math:: f = (W h + b) / T \quad\text{or}\quad
+              f = c \operatorname{tanh}((W h + b) / (c T))
+
+    Stands where a tensor of logits may stand: ``loss(LinearLogits(hidden, head.weight), target)``.
+    With 100 000 classes the logits, not the model, are what fills the memory; here neither they
+    nor their gradient ever exist. Every loss whose docstring names the layout takes it, and every
+    :class:`ClassificationLoss` of your own that asks for nothing but ``self.log_odds``. The price
+    is one product more: backward makes the logits again.
+
+    Args:
+        hidden: what goes into the layer, (..., H), floating point.
+        weight: the layer's, (K, H), K >= 2. Frozen (``requires_grad=False``), it costs backward
+            neither work nor memory.
+        bias: the layer's, (K,), or ``None``. -inf forbids a class.
+        temperature: T > 0 that the logits are divided by. Default 1.
+        softcap: c > 0, the bound of logits that are capped by a hyperbolic tangent, after the
+            division by T; ``None``, the default, for models without.
+        tile_size: rows of a tile, at least 1; as many classes are then taken as fit the cache.
+            Default: 1024 on a CPU, 4096 elsewhere. More rows save reading the weight.
+
+    Shape:
+        Stands for logits (..., K), the classes last, whatever the loss's ``class_dim`` says; the
+        target is of shape (...), class indices only. Gradients come back in the dtypes of hidden,
+        weight and bias.
+
+    Properties:
+        Values and gradients are those of the logits in memory, to rounding. Saved for backward:
+        hidden, weight, target and two numbers a row; extra memory: a tile of logits, and the
+        gradients. Rows with an ignored target or weight 0 are left out before any arithmetic on a
+        CPU, and are masked elsewhere: their hidden states may be inf or nan.
+
+    Limits:
+        First order only: a second derivative, ``torch.func``, ``is_grads_batched`` and forward
+        mode raise a RuntimeError. :meth:`in_memory` gives logits that have them. Under
+        ``torch.compile`` the logits are held in memory.
+
+    Note:
+        Half precision is computed in float32, the products too, also under autocast: the logits
+        of a half-precision layer are off by 4e-3 of their size. That makes products slower than
+        in half precision. The gradient of the weight is added up in float32.
+
+    Raises:
+        ValueError: widths, lengths or devices that do not fit, fewer than 2 classes,
+            ``temperature`` or ``softcap`` not positive and finite, ``tile_size`` below 1.
+        TypeError: tensors that are not floating point, float64 with another dtype, ``tile_size``
+            not an int, ``temperature`` or ``softcap`` not numbers.
+
+    Reference:
+        Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, for the idea;
+        Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018, for the running
+        maximum.
+
+    Example:
+        >>> import torch
+        >>> from lossary import LDRKLLoss, LinearLogits
+        >>> hidden = torch.tensor([[2.0, 0.0], [0.5, 1.0]])
+        >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.5], [-0.5, 0.0]])
+        >>> logits = LinearLogits(hidden, weight)
+        >>> logits.shape
+        torch.Size([2, 3])
+        >>> LDRKLLoss()(logits, torch.tensor([0, 2]))
+        tensor(0.1305)
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        softcap: float | None = None,
+        tile_size: int | None = None,
+    ) -> None:
+        check_floating("hidden", hidden)
+        if hidden.dim() == 0:
+            raise ValueError("hidden: expected shape (..., H), got a 0-dim tensor")
+        check_floating("weight", weight)
+        if weight.dim() != 2 or weight.shape[0] < 2:
+            raise ValueError(
+                f"weight: expected shape (K, H) with K >= 2, got {tuple(weight.shape)}"
+            )
+        if weight.shape[1] != hidden.shape[-1]:
+            raise ValueError(
+                f"weight: expected the width of hidden, {hidden.shape[-1]}, "
+                f"got shape {tuple(weight.shape)}"
+            )
+        _check_fits("weight", weight, hidden)
+        if bias is not None:
+            check_floating("bias", bias)
+            if bias.shape != weight.shape[:1]:
+                raise ValueError(
+                    f"bias: expected shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}"
+                )
+            _check_fits("bias", bias, hidden)
+        self.hidden, self.weight, self.bias = hidden, weight, bias
+        self.temperature = check_positive("temperature", temperature)
+        self.softcap = None if softcap is None else check_positive("softcap", softcap)
+        self.tile_size = None if tile_size is None else check_int("tile_size", tile_size, 1)
+
+    def __repr__(self) -> str:
+        return f"LinearLogits(shape={tuple(self.shape)}, dtype={self.dtype})"
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the logits, the classes last."""
+        return torch.Size((*self.hidden.shape[:-1], self.weight.shape[0]))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the logits are computed in."""
+        return torch.float32 if self.hidden.dtype in _SINGLE else self.hidden.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the hidden states."""
+        return self.hidden.device
+
+    def dim(self) -> int:
+        """Return the number of dimensions of the logits."""
+        return self.hidden.dim()
+
+    def in_memory(self) -> Tensor:
+        """Return the logits as a tensor: all of them, differentiable to any order."""
+        bias = None if self.bias is None else self.bias.to(self.dtype)
+        with torch.autocast(self.device.type, enabled=False):
+            z = F.linear(self.hidden.to(self.dtype), self.weight.to(self.dtype), bias)
+            if self.temperature != 1.0:
+                z = z / self.temperature
+            return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
+
+    def _row_statistics(
+        self, target: Tensor, names: tuple[str, ...], temperature: float | Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the statistics of the rows of logits / temperature, of the target's shape."""
+        if torch.compiler.is_compiling():
+            return _softmax.row_statistics(
+                self.in_memory(), target, names, class_dim=-1, temperature=temperature
+            )
+        if isinstance(temperature, Tensor):
+            check_in_memory(self, "a temperature that is a tensor")
+        if not set(names) <= set(OFFERED):
+            check_in_memory(self, " and ".join(set(names) - set(OFFERED)))
+        self._check_plain(target)
+        y = target.reshape(-1)
+        hidden = self.hidden.reshape(len(y), self.hidden.shape[-1])
+        plan = self._plan(len(y), float(temperature))
+        out = _Rows.apply(hidden, self.weight, self.bias, y, plan, names)  # type: ignore[no-untyped-call]
+        return tuple(x.view(target.shape) for x in out)
+
+    def _check_plain(self, target: Tensor) -> None:
+        tensors = (self.hidden, self.weight, self.bias, target)
+        if any(_softmax.transformed(x) for x in tensors if x is not None):
+            raise RuntimeError(
+                "LinearLogits: expected plain tensors, got one inside of a torch.func transform "
+                f"or with a tangent of forward mode; {_ADVICE}"
+            )
+
+    def _plan(self, rows: int, temperature: float) -> "_Plan":
+        kind = "cpu" if self.device.type == "cpu" else "other"
+        num_classes, width = self.weight.shape
+        most, held = TILE_BYTES[kind], rows * num_classes * self.dtype.itemsize
+        budget = min(most, max(most // 4, held // 16)) // self.dtype.itemsize
+        # Of few classes, more rows.
+        size = self.tile_size or max(TILE_ROWS[kind], budget // num_classes)
+        size = max(1, min(size, rows))
+        classes = min(num_classes, budget // size)
+        if self.weight.dtype != self.dtype:  # their weights are cast to scratch, too
+            classes = min(classes, budget // max(1, width))
+        classes = max(1, classes)
+        if self.softcap is None:
+            return _Plan(1.0 / (self.temperature * temperature), None, size, classes)
+        inner = 1.0 / (self.temperature * self.softcap)
+        return _Plan(inner, self.softcap / temperature, size, classes)
+
+
+def _check_fits(name: str, x: Tensor, hidden: Tensor) -> None:
+    """Float64 goes with float64; the others are computed in float32 and may be mixed."""
+    if (x.dtype in _SINGLE) != (hidden.dtype in _SINGLE):
+        raise TypeError(f"{name}: expected a dtype to go with {hidden.dtype}, got {x.dtype}")
+    check_device(name, x, hidden)
+
+
+class _Plan(NamedTuple):
+    """z = (h W^T + b) inner, or outer tanh of that; and the size of a tile."""
+
+    inner: float
+    outer: float | None
+    rows: int
+    classes: int
+
+
+class _Tiles:
+    """Makes z in tiles of rows and of classes, in scratch; rows that are not there are left out."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, plan: _Plan
+    ) -> None:
+        self.hidden, self.weight, self.bias, self.y, self.plan = hidden, weight, bias, y, plan
+        self.dtype = torch.float32 if hidden.dtype in _SINGLE else hidden.dtype
+        self.lowest = torch.finfo(self.dtype).min
+        self.index: Tensor | None = None
+        # On a device, finding the rows that are there would wait for it: all are taken, cleaned.
+        self.clean = not readable(y)
+        if not self.clean and bool((y < 0).any()):
+            self.index = (y >= 0).nonzero().squeeze(1)
+        self.scratch: Tensor | None = None
+
+    def of_rows(self) -> Iterator[tuple[slice | Tensor, Tensor, Tensor]]:
+        """Yield which rows, their hidden states times ``inner``, and their targets, (R, 1)."""
+        count = len(self.y) if self.index is None else len(self.index)
+        for a in range(0, count, self.plan.rows):
+            span = slice(a, min(a + self.plan.rows, count))
+            rows = span if self.index is None else self.index[span]
+            h, j = self.hidden[rows].to(self.dtype), self.y[rows].unsqueeze(1)
+            if self.clean:
+                h, j = h.masked_fill(j < 0, 0.0), j.clamp(min=0)
+            yield rows, h if self.plan.inner == 1.0 else h * self.plan.inner, j
+
+    def at_target(self, h: Tensor, j: Tensor) -> Tensor:
+        """Return the targets' own logits, (R, 1)."""
+        w = self.weight[j.squeeze(1)].to(self.dtype)
+        own = torch.bmm(h.unsqueeze(1), w.unsqueeze(2)).squeeze(2)
+        if self.bias is not None:
+            own += self.bias[j].to(self.dtype) * self.plan.inner
+        return self._capped(own)
+
+    def of_classes(
+        self, h: Tensor, j: Tensor, blank: bool = False
+    ) -> Iterator[tuple[slice, Tensor, Tensor, "_Target"]]:
+        """Yield which classes, their weights, the tile of z, and where in it the targets are.
+
+        The tile is scratch; ``blank`` where z itself is not wanted.
+        """
+        num_classes = len(self.weight)
+        for a in range(0, num_classes, self.plan.classes):
+            classes = slice(a, min(a + self.plan.classes, num_classes))
+            w = self.weight[classes].to(self.dtype)
+            z = self._buffer(len(h), len(w))
+            if not blank:
+                torch.mm(h, w.t(), out=z)
+            if self.bias is not None and not blank:
+                z += self.bias[classes].to(self.dtype) * self.plan.inner
+            at = j - a
+            inside = (at >= 0) & (at < len(w))
+            yield (
+                classes,
+                w,
+                z if blank else self._capped(z),
+                _Target(at.clamp(0, len(w) - 1), inside),
+            )
+
+    def _capped(self, z: Tensor) -> Tensor:
+        return z if self.plan.outer is None else z.tanh_().mul_(self.plan.outer)
+
+    def _buffer(self, rows: int, classes: int) -> Tensor:
+        if self.scratch is None:  # the first tile is the largest
+            self.scratch = torch.empty(rows * classes, dtype=self.dtype, device=self.hidden.device)
+        return self.scratch[: rows * classes].view(rows, classes)
+
+
+class _Target(NamedTuple):
+    """Where in a tile the targets are, if they are in it."""
+
+    at: Tensor
+    inside: Tensor
+
+    def put(self, z: Tensor, value: Tensor | float) -> None:
+        """Write to the targets. Nothing is looked at, so a device is not waited for."""
+        z.scatter_(1, self.at, torch.where(self.inside, value, z.gather(1, self.at)))
+
+
+def _values(tiles: _Tiles, names: tuple[str, ...]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Return the statistics, and of every row the largest rival m and sum_{k != y} exp(z_k - m).
+
+    Rows that are not there are 0.
+    """
+    blank = torch.zeros(tiles.y.shape, dtype=tiles.dtype, device=tiles.hidden.device)
+    out = {name: blank.clone() for name in names}
+    tops, sums = blank.clone(), blank
+    rivals = len(tiles.weight) - 1
+    odds = LOG_ODDS in names or CHANCE_ODDS in names
+    for rows, h, j in tiles.of_rows():
+        own = tiles.at_target(h, j)
+        top, least = (own.new_full((len(h),), x) for x in (tiles.lowest, math.inf))
+        sum_, total, excess = (torch.zeros_like(top) for _ in range(3))
+        for _, _, z, target in tiles.of_classes(h, j) if odds or TOTAL in names else ():
+            if TOTAL in names:
+                total += z.sum(1)
+            if CHANCE_ODDS in names:
+                target.put(z, own)
+                least = torch.minimum(least, z.amin(1))
+                # Rows near chance are rare but in early training: elsewhere this costs nothing.
+                near = _near(torch.maximum(top, z.amax(1)), least, own)
+                if not readable(near) or bool(near.any()):
+                    excess += torch.expm1(z - own).sum(1)
+            if odds:
+                target.put(z, tiles.lowest)
+                here = z.amax(1)
+                torch._softmax(z, 1, False, out=z)
+                # The largest share is 1 / sum exp(z - here). Where all are -inf it is nan.
+                part = torch.where(here == -math.inf, 0.0, z.amax(1).reciprocal_())
+                higher = torch.maximum(top, here)
+                sum_ = sum_ * torch.exp(top - higher) + part * torch.exp(here - higher)
+                top = higher
+        tops[rows], sums[rows] = top, sum_
+        t = (top - own.squeeze(1)) + sum_.log()
+        found = {LOG_ODDS: t, TARGET: own.squeeze(1), TOTAL: total}
+        if CHANCE_ODDS in names:
+            near = _near(top, least, own)
+            small = torch.log1p(torch.where(near, excess / rivals, 0.0))
+            found[CHANCE_ODDS] = torch.where(near, small, t - math.log(rivals))
+        for name, x in out.items():
+            absent = tiles.clean & (tiles.y[rows] < 0)
+            x[rows] = torch.where(absent, 0.0, found[name])
+    return out, tops, sums
+
+
+def _near(top: Tensor, least: Tensor, own: Tensor) -> Tensor:
+    """Tell which rows are near chance, as far as they have been seen."""
+    own = own.squeeze(1)
+    return (top - own <= NEAR_CHANCE) & (least - own >= -NEAR_CHANCE)
+
+
+def _gradients(
+    tiles: _Tiles,
+    tops: Tensor,
+    sums: Tensor,
+    given: dict[str, Tensor],
+    needed: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients of sum_j <g_j, statistic j> in hidden, weight and bias, if needed."""
+    hidden, weight, bias, plan = tiles.hidden, tiles.weight, tiles.bias, tiles.plan
+    by_hidden = torch.zeros_like(hidden) if needed[0] else None
+    by_weight = torch.zeros_like(weight, dtype=tiles.dtype) if needed[1] else None
+    by_bias = None
+    if needed[2] and bias is not None:
+        by_bias = torch.zeros_like(bias, dtype=tiles.dtype)
+
+    def coefficient(rows: slice | Tensor, *wanted: str) -> Tensor | None:
+        """Return what multiplies the gradient of some statistics, (R, 1)."""
+        gs = [given[n][rows].unsqueeze(1) for n in wanted if n in given]
+        if not gs:
+            return None
+        g = sum(gs[1:], gs[0]) * (1.0 if plan.outer is None else plan.outer)
+        return torch.where(tiles.y[rows].unsqueeze(1) < 0, 0.0, g) if tiles.clean else g
+
+    for rows, h, j in tiles.of_rows():
+        slope = coefficient(rows, LOG_ODDS, CHANCE_ODDS)
+        towards, level = coefficient(rows, TARGET), coefficient(rows, TOTAL)
+        at_target = h.new_zeros(()) if towards is None else towards
+        at_target = at_target if slope is None else at_target - slope
+        top, share = tops[rows].unsqueeze(1), sums[rows].unsqueeze(1).reciprocal()
+        acc = None if by_hidden is None else torch.zeros_like(h)
+        # The total and the target's own logit are linear: their gradient needs no logits.
+        linear = slope is None and plan.outer is None
+        for classes, w, z, target in tiles.of_classes(h, j, linear):
+            bend = None if plan.outer is None else 1.0 - (z / plan.outer).square()
+            if slope is None:
+                z.zero_()
+            else:
+                z.sub_(top).exp_().mul_(slope * share)
+            target.put(z, at_target)
+            if level is not None:
+                z += level
+            if bend is not None:
+                z *= bend
+            if acc is not None:
+                acc.addmm_(z, w)
+            if by_weight is not None:
+                by_weight[classes].addmm_(z.t(), h)
+            if by_bias is not None:
+                by_bias[classes] += z.sum(0)
+        if acc is not None and by_hidden is not None:
+            by_hidden[rows] = acc.mul_(plan.inner).to(hidden.dtype)
+    return (
+        by_hidden,
+        None if by_weight is None else by_weight.to(weight.dtype),
+        None if by_bias is None or bias is None else by_bias.mul_(plan.inner).to(bias.dtype),
+    )
+
+
+class _Rows(torch.autograd.Function):
+    """The statistics of every row. Saves its inputs and two numbers a row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        y: Tensor,
+        plan: _Plan,
+        names: tuple[str, ...],
+    ) -> tuple[Tensor, ...]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            out, tops, sums = _values(_Tiles(hidden, weight, bias, y, plan), names)
+        ctx.plan, ctx.names = plan, names
+        ctx.save_for_backward(hidden, weight, bias, y, tops, sums)
+        return tuple(out[name] for name in names)
+
+    @staticmethod
+    def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
+        if any(_softmax.transformed(g) for g in gs):
+            raise RuntimeError(
+                "LinearLogits: expected plain gradients, got batched ones (is_grads_batched, "
+                f"vectorize) or those of a transform; {_ADVICE}"
+            )
+        needed = ctx.needs_input_grad[:3]
+        out = _RowsGradient.apply(*ctx.saved_tensors, ctx.plan, ctx.names, needed, *gs)  # type: ignore[no-untyped-call]
+        return (*cast(tuple[Tensor | None, ...], out), None, None, None)
+
+
+class _RowsGradient(torch.autograd.Function):
+    """The gradient of the statistics: a Function, so that its own derivative can be refused."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        y: Tensor,
+        tops: Tensor,
+        sums: Tensor,
+        plan: _Plan,
+        names: tuple[str, ...],
+        needed: tuple[bool, bool, bool],
+        *gs: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            tiles = _Tiles(hidden, weight, bias, y, plan)
+            return _gradients(tiles, tops, sums, dict(zip(names, gs, strict=True)), needed)
+
+    @staticmethod
+    def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            f"LinearLogits: expected a first derivative, got a request for the second; {_ADVICE}"
+        )
