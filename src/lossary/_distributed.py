@@ -1,5 +1,7 @@
 """What a loss needs to know about the other processes."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -40,3 +42,39 @@ def _gather_padded(x: Tensor, counts: list[int]) -> Tensor:
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
     return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+
+def place(name: str, group: Any) -> tuple[int, int]:
+    """Return the rank of this process in the group, and the group's size."""
+    if world_size() == 1 and group is None:
+        return 0, 1
+    rank = dist.get_rank(group)
+    if rank < 0:
+        raise ValueError(
+            f"{name}: expected a group with process {dist.get_rank()}, got one without"
+        )
+    return rank, dist.get_world_size(group)
+
+
+def gather_ints(number: int, device: torch.device, group: Any) -> list[int]:
+    """Return the numbers of all processes of the group. They are read on the host."""
+    if place("process_group", group)[1] == 1:
+        return [number]
+    own = torch.tensor([number], device=device)
+    every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(every, own, group)
+    return [int(n) for n in every]
+
+
+def summed(x: Tensor, group: Any) -> Tensor:
+    """Return the sum over the group, in place and without a gradient."""
+    if place("process_group", group)[1] > 1:
+        dist.all_reduce(x, group=group)
+    return x
+
+
+def maximum(x: Tensor, group: Any) -> Tensor:
+    """Return the largest of the group, likewise."""
+    if place("process_group", group)[1] > 1:
+        dist.all_reduce(x, dist.ReduceOp.MAX, group)
+    return x
