@@ -44,7 +44,8 @@ OF_FUNCTIONS = tuple(s for s in SECTIONS if s not in ("Shape:", "Properties:", "
 
 
 def test_every_public_name_is_a_loss_a_function_or_part_of_the_base():
-    rest = {*BASES, Properties, lossary.LinearLogits, lossary.testing}
+    layouts = {lossary.LinearLogits, lossary.ShardedLogits}
+    rest = {*BASES, *layouts, Properties, lossary.testing}
     assert {getattr(lossary, name) for name in lossary.__all__} - rest == {*MODULES, *FUNCTIONS}
 
 

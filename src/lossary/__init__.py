@@ -2,7 +2,7 @@
 
 from lossary import testing as testing
 from lossary._base import ClassificationLoss, Loss
-from lossary._layouts import LinearLogits
+from lossary._layouts import LinearLogits, ShardedLogits
 from lossary._properties import Properties
 from lossary.adaptation import SymmetricConsistencyLoss
 from lossary.comp_sum import (
@@ -70,6 +70,7 @@ __all__ = [
     "ReverseCrossEntropyLoss",
     "RobustDPOLoss",
     "SequenceNLLLoss",
+    "ShardedLogits",
     "SmoothAdversarialCompSumLoss",
     "SymmetricConsistencyLoss",
     "SymmetricCrossEntropyLoss",

@@ -30,7 +30,7 @@ from lossary._checks import (
     check_number,
     check_tensor,
 )
-from lossary._layouts import LinearLogits
+from lossary._layouts import Layout
 from lossary._properties import Properties
 
 REDUCTIONS = ("none", "sum", "mean", "batchmean")
@@ -369,8 +369,9 @@ class ClassificationLoss(Loss):
 
     Shape:
         ``logits``: (N, K), (N, K, d1, ...), (K,), or any with ``class_dim`` named; K >= 2. Where a
-        loss says so, also streamed, :class:`lossary.LinearLogits`, whose classes come last whatever
-        ``class_dim`` says, with class indices.
+        loss says so, also streamed, :class:`lossary.LinearLogits`, or sharded over processes,
+        :class:`lossary.ShardedLogits`, whose classes come last whatever ``class_dim`` says, with
+        class indices.
         ``target``: the shape of the logits without the class axis, integer class indices; or the
         shape of the logits, floating-point class probabilities.
         ``weight``: the shape of the index target, or as many dimensions with ones.
@@ -482,7 +483,7 @@ class ClassificationLoss(Loss):
     def _class_axis(self, logits: Tensor) -> int:
         """Return the class axis as a non-negative number; a single row has only one axis."""
         n = logits.dim()
-        if isinstance(logits, LinearLogits):
+        if isinstance(logits, Layout):
             return n - 1
         if n == 1 and self.class_dim in (1, 0, -1):
             return 0
@@ -573,8 +574,13 @@ class ClassificationLoss(Loss):
 
     def _check_inputs(self, logits: Tensor, target: Tensor) -> int:
         """Check what can be checked without looking at the values; return the class axis."""
-        if not isinstance(logits, LinearLogits):
+        if not isinstance(logits, Layout):
             check_floating("logits", logits)
+            if hasattr(logits, "placements"):  # its kernels would see one process's part as all
+                raise TypeError(
+                    "logits: expected a plain tensor, or ShardedLogits(logits) where the classes "
+                    f"are spread over processes, got a DTensor with {logits.placements}"
+                )
         check_tensor("target", target)
         if logits.dim() == 0:
             raise ValueError("logits: expected a class axis, got a 0-dim tensor")
@@ -598,10 +604,10 @@ class ClassificationLoss(Loss):
                     f"target: expected class probabilities of the shape of the logits, "
                     f"{tuple(logits.shape)}, got {tuple(target.shape)}"
                 )
-            if isinstance(logits, LinearLogits):
+            if isinstance(logits, Layout):
                 raise TypeError(
                     "target: expected integer class indices, as class probabilities need the "
-                    f"logits in memory, got {target.dtype} with LinearLogits"
+                    f"logits in memory, got {target.dtype} with {type(logits).__name__}"
                 )
         elif target.dtype is torch.bool or target.dtype.is_complex:
             raise TypeError(f"target: expected integer class indices, got {target.dtype}")

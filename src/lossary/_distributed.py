@@ -24,6 +24,11 @@ def check_gather(gather: object, group: Group) -> None:
     # 1 and 0 are equal to True and False, but mean nothing here.
     if not isinstance(gather, bool) and gather != "auto":
         raise ValueError(f"gather: expected one of ('auto', True, False), got {gather!r}")
+    check_group(group)
+
+
+def check_group(group: Group) -> None:
+    """Raise an error unless this is a process group, or ``None``."""
     if group is None:
         return
     if not dist.is_available() or not (
@@ -44,12 +49,19 @@ def gathers(gather: bool | str, group: Group) -> bool:
                 "gather: expected torch.distributed to be initialised for True, got no group"
             )
         return False
-    if dist.get_rank(group) < 0:
+    rank_in(group)
+    return world_size(group) > 1
+
+
+def rank_in(group: Group) -> int:
+    """Return the rank of this process in the group, 0 where none is initialised."""
+    rank = dist.get_rank(group) if _initialized() else 0
+    if rank < 0:
         raise ValueError(
             f"process_group: expected a group with this process in it, rank {dist.get_rank()}, "
             "got one without"
         )
-    return world_size(group) > 1
+    return rank
 
 
 def sum_over_ranks(x: Tensor, group: Group = None) -> Tensor:
@@ -61,6 +73,25 @@ def sum_over_ranks(x: Tensor, group: Group = None) -> Tensor:
     return total
 
 
+def largest_over_ranks(x: Tensor, group: Group = None) -> Tensor:
+    """Return the largest of each entry of ``x`` over all processes, likewise."""
+    if world_size(group) == 1:
+        return x
+    largest = x.detach().clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group)
+    return largest
+
+
+def gather_ints(number: int, device: torch.device, group: Group = None) -> list[int]:
+    """Return the numbers of all processes, which are read on the host."""
+    if world_size(group) == 1:
+        return [number]
+    own = torch.tensor([number], device=device)
+    every = [torch.empty_like(own) for _ in range(world_size(group))]
+    dist.all_gather(every, own, group=group)
+    return [int(n) for n in every]
+
+
 def gather_rows(*tensors: Tensor, group: Group = None) -> tuple[Tensor, ...]:
     """Return the rows of all processes in the order of their ranks, without a gradient.
 
@@ -69,7 +100,7 @@ def gather_rows(*tensors: Tensor, group: Group = None) -> tuple[Tensor, ...]:
     """
     if world_size(group) == 1:
         return tensors
-    counts = _row_counts(tensors[0], group)
+    counts = gather_ints(len(tensors[0]), tensors[0].device, group)
     return tuple(_gather_padded(x.detach(), counts, group) for x in tensors)
 
 
@@ -80,16 +111,9 @@ def gather_with_gradient(*tensors: Tensor, group: Group = None) -> tuple[list[Te
     The gradient of a row is the sum of what all processes have found: backward, too, is a call that
     all must make.
     """
-    counts = _row_counts(tensors[0], group)
+    counts = gather_ints(len(tensors[0]), tensors[0].device, group)
     out = [_Gather.apply(x, counts, group) for x in tensors]  # type: ignore[no-untyped-call]
     return out, sum(counts[: dist.get_rank(group)])
-
-
-def _row_counts(x: Tensor, group: Group) -> list[int]:
-    length = torch.tensor([len(x)], device=x.device)
-    lengths = [torch.empty_like(length) for _ in range(world_size(group))]
-    dist.all_gather(lengths, length, group=group)
-    return [int(n) for n in lengths]
 
 
 def _gather_padded(x: Tensor, counts: list[int], group: Group) -> Tensor:

@@ -1,19 +1,20 @@
-"""Where logits live: streamed from hidden states, and never held.
+"""Where logits live: streamed from hidden states and never held, or spread over processes.
 
-The statistics of :mod:`lossary._softmax` are sums over the classes, so they can be gathered while
+The statistics of :mod:`lossary._softmax` are sums over the classes. So they can be gathered while
 tiles of logits, over rows and over classes, are made and dropped: against a running maximum, with
-the target left out. Backward makes the tiles once more. What is kept is two numbers a row.
+the target left out. Backward makes the tiles once more. What is kept is two numbers a row. Or each
+process has some of the classes, and its part of the sums.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lossary import _softmax
+from lossary import _distributed, _softmax
 from lossary._checks import (
     check_device,
     check_floating,
@@ -36,7 +37,40 @@ _SINGLE = (torch.float16, torch.bfloat16, torch.float32)
 _ADVICE = "take the logits in memory, LinearLogits(...).in_memory(), for that"
 
 
-class LinearLogits:
+class Layout:
+    """What stands for a tensor of logits, the classes last."""
+
+    #: The shape of the logits.
+    shape: torch.Size
+    #: The dtype that is computed in.
+    dtype: torch.dtype
+    device: torch.device
+    #: What to do where only logits in memory will do.
+    _advice: str
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype})"
+
+    def dim(self) -> int:
+        """Return the number of dimensions of the logits."""
+        return len(self.shape)
+
+    def _check_names(self, names: tuple[str, ...], temperature: float | Tensor) -> float:
+        if isinstance(temperature, Tensor):
+            check_in_memory(self, "a temperature that is a tensor")
+        if not set(names) <= set(OFFERED):
+            check_in_memory(self, " and ".join(set(names) - set(OFFERED)))
+        return float(temperature)
+
+    def _check_plain(self, *tensors: Tensor | None) -> None:
+        if any(_softmax.transformed(x) for x in tensors if x is not None):
+            raise RuntimeError(
+                f"{type(self).__name__}: expected plain tensors, got one inside of a torch.func "
+                f"transform or with a tangent of forward mode; {self._advice}"
+            )
+
+
+class LinearLogits(Layout):
     r"""Logits of a linear layer that are made tile by tile and never held: the streamed layout.
 
     .. math:: f = (W h + b) / T \quad\text{or}\quad
@@ -103,6 +137,8 @@ class LinearLogits:
         tensor(0.1305)
     """
 
+    _advice = _ADVICE
+
     def __init__(
         self,
         hidden: Tensor,
@@ -135,31 +171,12 @@ class LinearLogits:
                 )
             _check_fits("bias", bias, hidden)
         self.hidden, self.weight, self.bias = hidden, weight, bias
+        self.shape = torch.Size((*hidden.shape[:-1], weight.shape[0]))
+        self.dtype = torch.float32 if hidden.dtype in _SINGLE else hidden.dtype
+        self.device = hidden.device
         self.temperature = check_positive("temperature", temperature)
         self.softcap = None if softcap is None else check_positive("softcap", softcap)
         self.tile_size = None if tile_size is None else check_int("tile_size", tile_size, 1)
-
-    def __repr__(self) -> str:
-        return f"LinearLogits(shape={tuple(self.shape)}, dtype={self.dtype})"
-
-    @property
-    def shape(self) -> torch.Size:
-        """The shape of the logits, the classes last."""
-        return torch.Size((*self.hidden.shape[:-1], self.weight.shape[0]))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that the logits are computed in."""
-        return torch.float32 if self.hidden.dtype in _SINGLE else self.hidden.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the hidden states."""
-        return self.hidden.device
-
-    def dim(self) -> int:
-        """Return the number of dimensions of the logits."""
-        return self.hidden.dim()
 
     def in_memory(self) -> Tensor:
         """Return the logits as a tensor: all of them, differentiable to any order."""
@@ -178,24 +195,13 @@ class LinearLogits:
             return _softmax.row_statistics(
                 self.in_memory(), target, names, class_dim=-1, temperature=temperature
             )
-        if isinstance(temperature, Tensor):
-            check_in_memory(self, "a temperature that is a tensor")
-        if not set(names) <= set(OFFERED):
-            check_in_memory(self, " and ".join(set(names) - set(OFFERED)))
-        self._check_plain(target)
+        temperature = self._check_names(names, temperature)
+        self._check_plain(self.hidden, self.weight, self.bias, target)
         y = target.reshape(-1)
         hidden = self.hidden.reshape(len(y), self.hidden.shape[-1])
-        plan = self._plan(len(y), float(temperature))
+        plan = self._plan(len(y), temperature)
         out = _Rows.apply(hidden, self.weight, self.bias, y, plan, names)  # type: ignore[no-untyped-call]
         return tuple(x.view(target.shape) for x in out)
-
-    def _check_plain(self, target: Tensor) -> None:
-        tensors = (self.hidden, self.weight, self.bias, target)
-        if any(_softmax.transformed(x) for x in tensors if x is not None):
-            raise RuntimeError(
-                "LinearLogits: expected plain tensors, got one inside of a torch.func transform "
-                f"or with a tangent of forward mode; {_ADVICE}"
-            )
 
     def _plan(self, rows: int, temperature: float) -> "_Plan":
         kind = "cpu" if self.device.type == "cpu" else "other"
@@ -477,4 +483,221 @@ class _RowsGradient(torch.autograd.Function):
     def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError(
             f"LinearLogits: expected a first derivative, got a request for the second; {_ADVICE}"
+        )
+
+
+class ShardedLogits(Layout):
+    r"""Logits whose classes are spread over processes: the sharded layout (vocabulary-parallel).
+
+    .. math:: f = (f^{(0)}, \dots, f^{(W-1)}), \qquad
+              f^{(r)} \text{ with the classes of process } r
+
+    Stands where a tensor of logits may stand: ``loss(ShardedLogits(local_logits), target)``, with
+    the same rows and targets, of all classes, on every process. The largest rival, the sum over
+    the rivals and the target's logit are exchanged, a number each per row, in two collectives; the
+    gradient needs none. Every loss takes it that takes :class:`LinearLogits`.
+
+    Args:
+        local_logits: those of the classes of this process, the classes last: (..., K_r), K_r >= 1.
+            Process r of the group holds the classes that follow those of process r - 1.
+        process_group: the processes that share the classes. Default: the default group; without
+            one, this process alone.
+        sizes: K_r of every process of the group. Default: asked of all of them, in a collective of
+            its own, which reads numbers on the host: give them where that is too slow.
+
+    Shape:
+        Stands for logits (..., K), K the sum of all K_r, the classes last, whatever the loss's
+        ``class_dim`` says; the target is of shape (...), class indices only.
+
+    Properties:
+        Value and gradient are those of all logits in one process, to rounding. The value is the
+        same on every process of the group, and the gradient in ``local_logits`` is that of one
+        process in these logits: a trainer must not average it over the group.
+
+    Limits:
+        One process: the logits in memory. First order only: a second derivative,
+        ``torch.func``, ``is_grads_batched`` and forward mode raise a RuntimeError. Not for
+        ``torch.compile``.
+
+    Raises:
+        ValueError: ``local_logits`` without a class, ``sizes`` that do not fit them or the group,
+            fewer than 2 classes in all, a process group that this process is not in.
+        TypeError: ``local_logits`` not a floating-point tensor, or a DTensor, whose ``to_local()``
+            is meant where it is sharded on the class axis.
+
+    Reference:
+        Shoeybi et al., "Megatron-LM: Training Multi-Billion Parameter Language Models Using Model
+        Parallelism", 2019, section 3.
+
+    Example:
+        >>> import torch
+        >>> from lossary import LDRKLLoss, ShardedLogits
+        >>> logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
+        >>> LDRKLLoss()(ShardedLogits(logits), torch.tensor([0, 2]))  # a group of one process
+        tensor(0.1305)
+    """
+
+    _advice = "gather the logits for that"
+
+    def __init__(
+        self,
+        local_logits: Tensor,
+        process_group: Any = None,
+        sizes: Sequence[int] | None = None,
+    ) -> None:
+        local_logits, process_group = _of_dtensor(local_logits, process_group)
+        check_floating("local_logits", local_logits)
+        if local_logits.dim() == 0 or local_logits.shape[-1] == 0:
+            shape = tuple(local_logits.shape)
+            raise ValueError(f"local_logits: expected at least one class, got shape {shape}")
+        _distributed.check_group(process_group)
+        rank, own = _distributed.rank_in(process_group), local_logits.shape[-1]
+        world = _distributed.world_size(process_group)
+        if sizes is None:
+            sizes = _distributed.gather_ints(own, local_logits.device, process_group)
+        sizes = [check_int("sizes", n, 1) for n in sizes]
+        if len(sizes) != world or sizes[rank] != own:
+            raise ValueError(f"sizes: expected {world} numbers, {own} at place {rank}, got {sizes}")
+        if sum(sizes) < 2:
+            raise ValueError("local_logits: expected at least 2 classes in all, got 1")
+        self.local_logits, self.process_group = local_logits, process_group
+        self.first = sum(sizes[:rank])
+        self.shape = torch.Size((*local_logits.shape[:-1], sum(sizes)))
+        self.dtype = torch.float32 if local_logits.dtype in _SINGLE else local_logits.dtype
+        self.device = local_logits.device
+
+    def _row_statistics(
+        self, target: Tensor, names: tuple[str, ...], temperature: float | Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the statistics of the rows of logits / temperature, of the target's shape."""
+        temperature = self._check_names(names, temperature)
+        self._check_plain(self.local_logits, target)
+        y = target.reshape(-1)
+        f = self.local_logits.reshape(len(y), self.local_logits.shape[-1])
+        shard = _Shard(self.first, self.shape[-1], 1.0 / temperature, self.process_group)
+        out = _ShardedRows.apply(f, y, shard, names)  # type: ignore[no-untyped-call]
+        return tuple(x.view(target.shape) for x in out)
+
+
+class _Shard(NamedTuple):
+    """The first class of this process, the number of all classes, 1/temperature, the group."""
+
+    first: int
+    num_classes: int
+    scale: float
+    group: Any
+
+
+def _of_dtensor(x: Any, group: Any) -> tuple[Any, Any]:
+    """Return the local part and the group of a DTensor that is sharded on the class axis."""
+    if not hasattr(x, "placements"):
+        return x, group
+    split = [i for i, p in enumerate(x.placements) if not p.is_replicate()]
+    if len(split) != 1 or not x.placements[split[0]].is_shard(x.dim() - 1) or group is not None:
+        raise TypeError(
+            "local_logits: expected a tensor, or a DTensor sharded on the class axis alone and no "
+            f"process_group, got {x.placements}"
+        )
+    return x.to_local(), x.device_mesh.get_group(split[0])
+
+
+def _shard_tiles(f: Tensor, y: Tensor, shard: _Shard) -> Iterator[tuple[slice, Tensor, _Target]]:
+    """Yield tiles of rows of the scaled logits, 0 in rows that are not there, and the targets."""
+    dtype = torch.float32 if f.dtype in _SINGLE else f.dtype
+    kind = "cpu" if f.device.type == "cpu" else "other"
+    step = max(1, TILE_BYTES[kind] // (f.shape[1] * dtype.itemsize))
+    at = (y - shard.first).unsqueeze(1)
+    inside = (at >= 0) & (at < f.shape[1]) & (y >= 0).unsqueeze(1)
+    at = at.clamp(0, f.shape[1] - 1)
+    for a in range(0, len(y), step):
+        rows = slice(a, a + step)
+        z = f[rows].to(dtype).masked_fill(y[rows].unsqueeze(1) < 0, 0.0)
+        yield rows, z.mul_(shard.scale), _Target(at[rows], inside[rows])
+
+
+class _ShardedRows(torch.autograd.Function):
+    """The statistics of every row, of all classes. Saves its inputs and two numbers a row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, f: Tensor, y: Tensor, shard: _Shard, names: tuple[str, ...]
+    ) -> tuple[Tensor, ...]:
+        dtype = torch.float32 if f.dtype in _SINGLE else f.dtype
+        ends = torch.empty(2, len(y), dtype=dtype, device=f.device)
+        for rows, z, target in _shard_tiles(f, y, shard):
+            ends[1, rows] = -z.amin(1)
+            target.put(z, torch.finfo(dtype).min)
+            ends[0, rows] = z.amax(1)
+        top, least = _distributed.largest_over_ranks(ends, shard.group)
+        # sum_{k != y} exp(z_k - top), the same of expm1, z_y, and the sum of z.
+        sums = torch.zeros(4, len(y), dtype=dtype, device=f.device)
+        for rows, z, target in _shard_tiles(f, y, shard):
+            own = torch.where(target.inside, z.gather(1, target.at), 0.0)
+            sums[2, rows], sums[3, rows] = own.squeeze(1), z.sum(1)
+            z -= top[rows].unsqueeze(1)
+            target.put(z, 0.0)
+            sums[1, rows] = z.expm1().sum(1)
+            target.put(z, -math.inf)
+            sums[0, rows] = z.exp_().sum(1)
+        part, excess, own, total = _distributed.sum_over_ranks(sums, shard.group)
+        t = (top - own) + part.log()
+        found = {LOG_ODDS: t, TARGET: own, TOTAL: total}
+        if CHANCE_ODDS in names:
+            rivals = shard.num_classes - 1
+            gap = top - own
+            near = (gap <= NEAR_CHANCE) & (own + least <= NEAR_CHANCE)
+            small = gap + torch.log1p(torch.where(near, excess / rivals, 0.0))
+            found[CHANCE_ODDS] = torch.where(near, small, t - math.log(rivals))
+        ctx.shard, ctx.names = shard, names
+        ctx.save_for_backward(f, y, top, part)
+        return tuple(torch.where(y < 0, 0.0, found[name]) for name in names)
+
+    @staticmethod
+    def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
+        if any(_softmax.transformed(g) for g in gs):
+            raise RuntimeError(
+                "ShardedLogits: expected plain gradients, got batched ones (is_grads_batched, "
+                f"vectorize) or those of a transform; {ShardedLogits._advice}"
+            )
+        out = _ShardedGradient.apply(*ctx.saved_tensors, ctx.shard, ctx.names, *gs)  # type: ignore[no-untyped-call]
+        return cast(Tensor, out), None, None, None
+
+
+class _ShardedGradient(torch.autograd.Function):
+    """The gradient in the local logits, which needs no other process."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        f: Tensor,
+        y: Tensor,
+        top: Tensor,
+        part: Tensor,
+        shard: _Shard,
+        names: tuple[str, ...],
+        *gs: Tensor,
+    ) -> Tensor:
+        given = dict(zip(names, gs, strict=True))
+        zero = torch.zeros_like(top)
+        slope = given.get(LOG_ODDS, zero) + given.get(CHANCE_ODDS, zero)
+        towards, level = given.get(TARGET, zero), given.get(TOTAL, zero)
+        slope, towards, level = (
+            (torch.where(y < 0, 0.0, g) * shard.scale).unsqueeze(1) for g in (slope, towards, level)
+        )
+        out = torch.empty_like(f)
+        for rows, z, target in _shard_tiles(f, y, shard):
+            z -= top[rows].unsqueeze(1)
+            target.put(z, -math.inf)  # the target's own may be far above the largest rival
+            # 0 only where all rivals are at -inf: then every share is 0, not 0/0.
+            share = part[rows].clamp(min=torch.finfo(part.dtype).tiny).reciprocal()
+            z.exp_().mul_(slope[rows] * share.unsqueeze(1))
+            target.put(z, (towards - slope)[rows])
+            out[rows] = (z + level[rows]).to(f.dtype)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "ShardedLogits: expected a first derivative, got a request for the second; "
+            f"{ShardedLogits._advice}"
         )

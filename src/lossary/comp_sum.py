@@ -70,7 +70,8 @@ class CompSumLoss(ClassificationLoss):
 
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
-        Values (N, ...). Logits in memory or streamed (:class:`lossary.LinearLogits`).
+        Values (N, ...). Logits in memory, streamed or sharded
+        (:class:`lossary.LinearLogits`, :class:`lossary.ShardedLogits`).
 
     Properties:
         Convex in the logits iff tau <= 1. Bounded iff tau > 1: 0 <= l < 1/(tau - 1). Gradient norm
@@ -131,7 +132,8 @@ class GeneralizedCrossEntropyLoss(ClassificationLoss):
 
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
-        Values (N, ...). Logits in memory or streamed (:class:`lossary.LinearLogits`).
+        Values (N, ...). Logits in memory, streamed or sharded
+        (:class:`lossary.LinearLogits`, :class:`lossary.ShardedLogits`).
 
     Properties:
         0 <= l < 1/q, gradient norm at most sqrt(2), not convex for q > 0. Symmetric iff q = 1; in
@@ -197,7 +199,8 @@ class TruncatedGCELoss(ClassificationLoss, PerSampleState):
     Shape:
         logits (N, K, ...), target (N, ...) class indices or, with ``"clamp"``, (N, K, ...)
         probabilities; K >= 2; index (N, ...) dataset indices in [0, num_samples), with ``"prune"``
-        only. Values (N, ...). Logits in memory or streamed (:class:`lossary.LinearLogits`).
+        only. Values (N, ...). Logits in memory, streamed or sharded
+        (:class:`lossary.LinearLogits`, :class:`lossary.ShardedLogits`).
 
     Properties:
         Clamped: 0 <= l <= L_q(k), continuous with a kink at p_y = k, gradient exactly 0 below it,
@@ -373,7 +376,8 @@ class MulticlassMAELoss(ClassificationLoss):
 
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
-        Values (N, ...). Logits in memory or streamed (:class:`lossary.LinearLogits`).
+        Values (N, ...). Logits in memory, streamed or sharded
+        (:class:`lossary.LinearLogits`, :class:`lossary.ShardedLogits`).
 
     Properties:
         0 <= l <= scale, gradient norm at most scale * sqrt(2)/4, not convex. Symmetric, with class

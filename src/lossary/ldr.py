@@ -53,8 +53,8 @@ class LDRKLLoss(ClassificationLoss):
 
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
-        Values (N, ...). Logits in memory or streamed (:class:`lossary.LinearLogits`); streamed
-        neither with lam = 0, a (K, K) margin nor ``normalize``.
+        Values (N, ...). Logits in memory, streamed or sharded
+        (:class:`lossary.LinearLogits`, :class:`lossary.ShardedLogits`); the latter two neither with lam = 0, a (K, K) margin nor ``normalize``.
 
     Properties:
         Convex in the logits, gradient r* - e_y with r* = softmax(z/lam), so of norm at most
@@ -157,7 +157,8 @@ class LDRLoss(ClassificationLoss):
 
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
-        Values (N, ...). Logits in memory; for ``"kl"`` also streamed, as in :class:`LDRKLLoss`.
+        Values (N, ...). Logits in memory; for ``"kl"`` in all layouts, as in
+        :class:`LDRKLLoss`.
         Probabilities cost O(N K^2) time and memory where ``"euclidean"`` or ``topk`` meets a
         margin.
 

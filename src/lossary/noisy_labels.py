@@ -48,7 +48,8 @@ class ReverseCrossEntropyLoss(ClassificationLoss):
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
         Probabilities enter the clipped formula directly, not as an expectation. Values (N, ...).
-        Logits in memory or streamed (:class:`lossary.LinearLogits`).
+        Logits in memory, streamed or sharded
+        (:class:`lossary.LinearLogits`, :class:`lossary.ShardedLogits`).
 
     Properties:
         0 <= l <= -A, gradient norm at most -A sqrt(2)/4, not convex. Symmetric with class sum
@@ -113,7 +114,8 @@ class SymmetricCrossEntropyLoss(ClassificationLoss):
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
         Probabilities q enter as alpha CE(f, q) + beta RCE(f, q), the latter in its clipped form.
-        Values (N, ...). Logits in memory or streamed (:class:`lossary.LinearLogits`).
+        Values (N, ...). Logits in memory, streamed or sharded
+        (:class:`lossary.LinearLogits`, :class:`lossary.ShardedLogits`).
 
     Properties:
         l >= 0, unbounded for alpha > 0. Gradient (alpha - beta A p_y)(p - e_y). Convex iff

@@ -34,7 +34,7 @@ from lossary._checks import (
     check_positive,
     check_tensor,
 )
-from lossary._layouts import LinearLogits
+from lossary._layouts import Layout, LinearLogits
 from lossary._numerics import softplus
 from lossary._properties import Properties
 from lossary._softmax import LOG_ODDS, readable, row_statistics
@@ -58,8 +58,8 @@ def token_logps(
     with y and m those of position t + 1 where ``shift`` is set, else of position t.
 
     Args:
-        logits: of a language model, (N, T, V), floating point, V >= 2; in memory, or streamed
-            (:class:`LinearLogits`, which has a ``softcap`` of its own; :func:`linear_token_logps`).
+        logits: of a language model, (N, T, V), floating point, V >= 2; in memory, sharded
+            (:class:`ShardedLogits`) or streamed (:class:`LinearLogits`, which has a ``softcap`` of its own; :func:`linear_token_logps`).
         labels: token ids, (N, T), integers in [0, V) or ``ignore_index``.
         mask: (N, T), over the labels: bool, or numbers 0 and 1; 0 leaves the token out, whatever
             its label. Default: every token counts.
@@ -673,7 +673,8 @@ def _targets(
         if len(shape) != 3:
             raise ValueError(f"hidden: expected shape (N, T, H), got {shape}")
     else:
-        check_floating("logits", logits)
+        if not isinstance(logits, Layout):
+            check_floating("logits", logits)
         if logits.dim() != 3 or logits.shape[2] < 2:
             shape = tuple(logits.shape)
             raise ValueError(f"logits: expected shape (N, T, V) with V >= 2, got {shape}")

@@ -1,0 +1,288 @@
+"""Classes spread over processes: the numbers of one process, in two exchanges."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
+
+from lossary import (
+    CompSumLoss,
+    GeneralizedCrossEntropyLoss,
+    LDRKLLoss,
+    LDRLoss,
+    MulticlassMAELoss,
+    ReverseCrossEntropyLoss,
+    ShardedLogits,
+    SymmetricCrossEntropyLoss,
+    WestonWatkinsLoss,
+    token_logps,
+)
+
+F64 = torch.float64
+K = 7
+HEADS = (
+    CompSumLoss(),
+    CompSumLoss(tau=0.5),
+    CompSumLoss(tau=2.5),
+    GeneralizedCrossEntropyLoss(0.7),
+    MulticlassMAELoss(scale=2.0),
+    ReverseCrossEntropyLoss(),
+    SymmetricCrossEntropyLoss(0.3, 1.0),
+    LDRKLLoss(),
+    LDRKLLoss(0.3, torch.linspace(0.0, 1.0, K, dtype=F64)),
+    LDRKLLoss(20.0, 0.0),
+    LDRKLLoss(math.inf),
+    CompSumLoss(class_weight=torch.linspace(0.5, 2.0, K, dtype=F64), reduction="sum"),
+)
+FAILURES = (WestonWatkinsLoss(), LDRLoss(topk=2), LDRKLLoss(lam=0.0), LDRKLLoss(normalize="l1"))
+
+
+def close(a, b, rtol=1e-10, atol=1e-12):
+    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+
+
+def draw(*shape, seed=0, classes=K):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(*shape, classes, dtype=F64, generator=generator)
+    target = torch.randint(classes, shape, generator=generator)
+    target.view(-1)[1::3] = -100
+    return logits, target
+
+
+def compare(loss, logits, target, shard, **keywords):
+    """Hold the loss of the shards against that of the whole, value and gradient."""
+    whole = logits.clone().requires_grad_()
+    want = loss(whole.movedim(-1, 1), target, **keywords)
+    (gradient,) = torch.autograd.grad(want.sum(), whole)
+    local = logits[..., shard].clone().requires_grad_()
+    got = loss(ShardedLogits(local), target, **keywords)
+    close(got, want)
+    (own,) = torch.autograd.grad(got.sum(), local)
+    close(own, gradient[..., shard])
+
+
+# One process.
+
+
+@given(st.integers(0, 10**6), st.sampled_from(HEADS), st.sampled_from([(5,), (2, 3), (1,)]))
+def test_one_process_has_all_classes(seed, loss, shape):
+    compare(loss, *draw(*shape, seed=seed), slice(None))
+
+
+@pytest.mark.parametrize("loss", HEADS)
+def test_a_forbidden_class_and_rows_that_are_not_there(loss):
+    logits, target = draw(6)
+    logits[:, 3] = -math.inf
+    target[target == 3] = 0
+    logits[target == -100] = math.nan
+    local = logits.clone().requires_grad_()
+    value = loss(ShardedLogits(local), target)
+    (gradient,) = torch.autograd.grad(value, local)
+    assert bool(gradient[:, [0, 1, 2, 4, 5, 6]].isfinite().all())
+    assert not gradient[target == -100].any()
+    if not (isinstance(loss, LDRKLLoss) and loss.lam == math.inf):  # the mean of z is infinite
+        assert bool(value.isfinite())
+        weight = target != -100
+        close(loss(ShardedLogits(logits), target.clamp(min=0), weight=weight), value)
+
+
+def test_two_classes_of_which_one_is_forbidden():
+    local = torch.tensor([[1.0, -math.inf], [-math.inf, 0.0]], requires_grad=True)
+    value = CompSumLoss()(ShardedLogits(local), torch.tensor([0, 1]))
+    (gradient,) = torch.autograd.grad(value, local)
+    assert value == 0.0
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("gap", [1.0, 20.0, 80.0])
+def test_confident_rows_keep_their_digits_in_float32(gap):
+    logits = torch.tensor([[gap, 0.0, -1.0], [-gap, 0.5, 0.0]])
+    target = torch.zeros(2, dtype=torch.long)
+    got = CompSumLoss(reduction="none")(ShardedLogits(logits), target)
+    want = CompSumLoss(reduction="none")(logits.double(), target)
+    close(got.double(), want, rtol=1e-5, atol=0.0)
+
+
+def test_near_chance_keeps_its_digits():
+    logits = 1e-6 * draw(6, classes=50)[0]
+    target = torch.arange(6)
+    loss = LDRKLLoss(1e4, 0.0, reduction="none")
+    close(loss(ShardedLogits(logits.float()), target).double(), loss(logits, target), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype):
+    logits, target = draw(6)
+    half = logits.to(dtype).requires_grad_()
+    value = CompSumLoss()(ShardedLogits(half), target)
+    assert value.dtype is torch.float32
+    close(value.double(), CompSumLoss()(half.detach().double(), target), rtol=1e-6)
+    (gradient,) = torch.autograd.grad(value, half)
+    assert gradient.dtype is dtype
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3)])
+def test_an_empty_batch(shape):
+    logits, target = draw(*shape)
+    local = logits.requires_grad_()
+    value = CompSumLoss()(ShardedLogits(local), target)
+    value.backward()
+    assert value == 0.0
+
+
+def test_derivatives_beyond_the_first_are_refused():
+    logits, target = draw(4)
+    local = logits.requires_grad_()
+    value = CompSumLoss()(ShardedLogits(local), target)
+    (gradient,) = torch.autograd.grad(value, local, create_graph=True)
+    with pytest.raises(
+        RuntimeError, match="first derivative, got a request for the second; gather"
+    ):
+        gradient.square().sum().backward()
+    value = CompSumLoss(reduction="none")(ShardedLogits(local), target)
+    with pytest.raises(RuntimeError, match="got batched ones"):
+        torch.autograd.grad(value, local, torch.eye(4, dtype=F64), is_grads_batched=True)
+    with pytest.raises(RuntimeError, match="expected plain tensors"):
+        torch.func.grad(lambda x: CompSumLoss()(ShardedLogits(x), target))(local)
+
+
+def test_what_it_stands_for():
+    logits = ShardedLogits(torch.zeros(2, 3, 5, dtype=torch.bfloat16))
+    assert (logits.shape, logits.dtype, logits.dim()) == ((2, 3, 5), torch.float32, 3)
+    assert repr(logits) == "ShardedLogits(shape=(2, 3, 5), dtype=torch.float32)"
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (
+            lambda x: ShardedLogits(x.tolist()),
+            TypeError,
+            "local_logits: expected a tensor, got list",
+        ),
+        (lambda x: ShardedLogits(x.long()), TypeError, "local_logits: expected floating point"),
+        (
+            lambda x: ShardedLogits(x[:, :0]),
+            ValueError,
+            r"local_logits: .* one class, got .*\(4, 0\)",
+        ),
+        (lambda x: ShardedLogits(x[:, :1]), ValueError, "at least 2 classes in all, got 1"),
+        (lambda x: ShardedLogits(x, sizes=[3]), ValueError, r"sizes: .* 5 at place 0, got \[3\]"),
+        (lambda x: ShardedLogits(x, sizes=[5, 5]), ValueError, "sizes: expected 1 numbers"),
+        (lambda x: ShardedLogits(x, "gloo"), TypeError, "process_group: .* or None, got str"),
+        (lambda x: ShardedLogits(x, sizes=[5.0]), TypeError, "sizes: expected an int, got float"),
+    ],
+)
+def test_bad_shards(make, error, says):
+    with pytest.raises(error, match=says):
+        make(torch.zeros(4, 5))
+
+
+@pytest.mark.parametrize("loss", FAILURES)
+def test_losses_that_need_the_whole_row_refuse(loss):
+    logits, target = draw(4)
+    with pytest.raises(TypeError, match=r"needs the logits in memory, got ShardedLogits"):
+        loss(ShardedLogits(logits), target)
+
+
+def test_probabilities_and_wrong_targets_are_refused():
+    logits, target = draw(4)
+    with pytest.raises(
+        TypeError, match=r"need the logits in memory, got torch\.float64 with Sharded"
+    ):
+        CompSumLoss()(ShardedLogits(logits), torch.softmax(logits, 1))
+    with pytest.raises(ValueError, match=r"target: expected class indices in \[0, 7\)"):
+        CompSumLoss()(ShardedLogits(logits), target + 7)
+    with pytest.raises(ValueError, match=r"target: expected shape \(4,\)"):
+        CompSumLoss()(ShardedLogits(logits), target[:3])
+
+
+def test_tokens_of_a_sharded_head():
+    logits, labels = draw(2, 4)
+    close(token_logps(ShardedLogits(logits), labels), token_logps(logits, labels))
+
+
+# Several processes.
+
+
+class Counted:
+    """Counts the collectives of a call."""
+
+    def __init__(self, monkeypatch):
+        self.calls = 0
+        for name in ("all_reduce", "all_gather"):
+            monkeypatch.setattr(dist, name, self.counting(getattr(dist, name)))
+
+    def counting(self, collective):
+        def call(*arguments, **keywords):
+            self.calls += 1
+            return collective(*arguments, **keywords)
+
+        return call
+
+
+def _rank(rank, world_size, path):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=world_size)
+    bounds = {2: [0, 3, 7], 3: [0, 1, 5, 7]}[world_size]
+    shard = slice(bounds[rank], bounds[rank + 1])
+    for loss in HEADS:
+        compare(loss, *draw(6), shard)
+        compare(loss, *draw(2, 3, seed=1), shard)
+    logits, target = draw(6)
+    weight = torch.linspace(0.0, 1.0, 6, dtype=F64)
+    compare(CompSumLoss(), logits, target, shard, weight=weight)
+    compare(CompSumLoss(), logits, target.fill_(-100), shard)  # nothing is there
+    # Each process far ahead of the others in turn, and the target behind all.
+    logits, target = draw(6)
+    logits[:2, shard.start] += 500.0 if rank == 0 else 0.0
+    logits = torch.cat([torch.empty(0, 7, dtype=F64), logits])
+    dist.broadcast(logits, 0)
+    compare(CompSumLoss(reduction="none"), logits, target, shard)
+    # Two collectives, beside the one for the sizes.
+    local = logits[:, shard].contiguous()
+    with pytest.MonkeyPatch.context() as patch:
+        counted = Counted(patch)
+        sizes = [b - a for a, b in itertools.pairwise(bounds)]
+        given = ShardedLogits(local, sizes=sizes)
+        assert counted.calls == 0
+        CompSumLoss()(given, target)
+        assert counted.calls == 2
+        ShardedLogits(local)
+        assert counted.calls == 3
+    # A DTensor that is sharded on the class axis.
+    mesh = init_device_mesh("cpu", (world_size,))
+    logits, target = draw(4, classes=2 * world_size)
+    whole = logits.clone().requires_grad_()
+    (want,) = torch.autograd.grad(CompSumLoss()(whole, target), whole)
+    mine = slice(2 * rank, 2 * rank + 2)
+    local = logits[:, mine].clone().requires_grad_()
+    spread = DTensor.from_local(local, mesh, [Shard(1)])
+    (got,) = torch.autograd.grad(CompSumLoss()(ShardedLogits(spread), target), local)
+    close(got, want[:, mine])
+    for placement in (Replicate(), Shard(0), Shard(1)):
+        itself = DTensor.from_local(torch.zeros(4, 4), mesh, [placement], run_check=False)
+        with pytest.raises(TypeError, match=r"logits: expected a plain tensor.*got a DTensor"):
+            CompSumLoss()(itself, target)
+    for placement in (Replicate(), Shard(0)):
+        wrong = DTensor.from_local(torch.zeros(4, 4), mesh, [placement], run_check=False)
+        with pytest.raises(TypeError, match=r"local_logits: .* DTensor sharded on the class axis"):
+            ShardedLogits(wrong)
+    # A group without this process.
+    alone = dist.new_group([0])
+    if rank > 0:
+        with pytest.raises(ValueError, match=f"process_group: .* rank {rank}, got one without"):
+            ShardedLogits(torch.zeros(4, 3), alone)
+    else:
+        assert ShardedLogits(torch.zeros(4, 3), alone).shape == (4, 3)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_many_processes_are_one(world_size, tmp_path):
+    torch.multiprocessing.spawn(_rank, (world_size, tmp_path / "meeting"), world_size)
