@@ -20,7 +20,14 @@ from lossary._properties import OF_CLASSES
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = {name: getattr(lossary, name) for name in lossary.__all__ if name != "testing"}
-BASES = ("ClassificationLoss", "LinearLogits", "Loss", "PairwisePreferenceLoss", "Properties")
+BASES = (
+    "ClassificationLoss",
+    "LinearLogits",
+    "Loss",
+    "PairwisePreferenceLoss",
+    "Properties",
+    "ShardedLogits",
+)
 LISTED = {name: x for name, x in PUBLIC.items() if name not in BASES}
 LOSSES = {name: x for name, x in LISTED.items() if inspect.isclass(x) and issubclass(x, Loss)}
 SECTION = re.compile(r"^([A-Z]\w+):\n(?= )", re.M)

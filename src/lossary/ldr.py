@@ -54,7 +54,8 @@ class LDRKLLoss(ClassificationLoss):
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
         Values (N, ...). Logits in memory, streamed or sharded
-        (:class:`lossary.LinearLogits`, :class:`lossary.ShardedLogits`); the latter two neither with lam = 0, a (K, K) margin nor ``normalize``.
+        (:class:`lossary.LinearLogits`, :class:`lossary.ShardedLogits`); the latter two neither with
+        lam = 0, a (K, K) margin nor ``normalize``.
 
     Properties:
         Convex in the logits, gradient r* - e_y with r* = softmax(z/lam), so of norm at most

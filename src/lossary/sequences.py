@@ -59,7 +59,8 @@ def token_logps(
 
     Args:
         logits: of a language model, (N, T, V), floating point, V >= 2; in memory, sharded
-            (:class:`ShardedLogits`) or streamed (:class:`LinearLogits`, which has a ``softcap`` of its own; :func:`linear_token_logps`).
+            (:class:`ShardedLogits`) or streamed (:class:`LinearLogits`, which has a ``softcap`` of
+            its own; :func:`linear_token_logps`).
         labels: token ids, (N, T), integers in [0, V) or ``ignore_index``.
         mask: (N, T), over the labels: bool, or numbers 0 and 1; 0 leaves the token out, whatever
             its label. Default: every token counts.
