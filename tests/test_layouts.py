@@ -320,6 +320,31 @@ def test_ignored_rows_may_hold_anything(small, monkeypatch, readable, value, lay
         close(a, b)
 
 
+@pytest.mark.parametrize("readable", [True, False])
+@every_layer
+def test_rows_that_are_not_there_are_constants(small, monkeypatch, readable, layer):
+    # Whatever a head makes of their statistics, an infinite slope included.
+    monkeypatch.setattr(_layouts, "readable", lambda x: readable)
+    inputs = hidden, weight, bias, target = made(absent=[0, 4])
+    target[target < 0] = -1
+    names = _layouts.OFFERED
+    out = _softmax.row_statistics(
+        LinearLogits(hidden, weight, bias, **LAYERS[layer]), target, names
+    )
+    absent = target < 0
+    assert all((x[absent] == 0).all() for x in out)
+    cotangents = [torch.where(absent, INF, 1.0).to(F64) for _ in names]
+    found = torch.autograd.grad(out, inputs[:3], cotangents)
+    kept = hidden.detach()[~absent].requires_grad_()
+    full = in_memory(kept, weight, bias, **LAYERS[layer])
+    expected = _softmax.row_statistics(full, target[~absent], names)
+    by_hidden, *others = gradients(sum(x.sum() for x in expected), (kept, weight, bias))
+    assert (found[0][absent] == 0).all()
+    close(found[0][~absent], by_hidden)
+    for a, b in zip(found[1:], others, strict=True):
+        close(a, b)
+
+
 @every_head
 @pytest.mark.parametrize("shape", [(0,), (4,), (2, 2)])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "batchmean"])
