@@ -434,7 +434,10 @@ def test_memory_far_below_the_matrix(make, rows):
 
     assert peak(step(make(64))) < 0.15 * size
     assert peak(step(make(None))) > size
-    # In the tiles too, it is held only for the rows: twice the tile is four times their memory.
+    if isinstance(make(None), InfoNCELoss) and not make(None).symmetric:
+        # One way, one tile is all: here a quarter of the matrix.
+        assert peak(step(make(512))) < 0.35 * size
+    # From forward to backward there are the rows, and nothing of the size of a tile.
     held = []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda x: held.append(x.nbytes) or x, lambda x: x

@@ -160,20 +160,15 @@ class _FirstOrder(torch.autograd.Function):
 
 
 class _Sums(_FirstOrder):
-    """The sums, and the means if wanted. They are constants."""
+    """The sums, and the means if wanted, of constants."""
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, masked: Tensor | None, plan: _Plan) -> tuple[Tensor, ...]:
         return _tiled_sums(q, k, masked, plan)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.plan = inputs[3]
-        ctx.mark_non_differentiable(*output)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> tuple[None, ...]:
-        return None, None, None, None
 
 
 class _Attached(_FirstOrder):
