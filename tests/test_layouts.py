@@ -258,6 +258,23 @@ def test_confident_rows_keep_their_digits(gap, offset):
                 close(a.double(), b, rtol=1e-5, atol=1e-6 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("gaps", [(0.01, -0.02), (0.1, -5.0), (100.0, 0.01), (-60.0, -50.0)])
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_log_odds_above_chance_keep_their_digits(gaps, offset):
+    bias = torch.linspace(*gaps, 20)
+    bias[7] = 0.0
+    bias += offset
+    logits = LinearLogits(torch.zeros(1, 1), torch.zeros(20, 1), bias)
+    names, target = (_softmax.CHANCE_ODDS, _softmax.LOG_ODDS), torch.tensor([7])
+    for size in (1, 5, 100):
+        with budget(size):
+            found = _softmax.row_statistics(logits, target, names)
+        for a, b in zip(
+            found, _softmax.row_statistics(bias.double().unsqueeze(0), target, names), strict=True
+        ):
+            close(a.double(), b, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("hidden_dtype", [torch.bfloat16, torch.float16, F32])
 @pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float16, F32])
 def test_half_precision_is_computed_in_float32(small, hidden_dtype, weight_dtype):
@@ -692,6 +709,23 @@ def test_ignored_rows_cost_nothing():
     with mock.patch.object(torch, "mm", counted):
         CompSumLoss()(LinearLogits(hidden, weight), target).backward()
     assert sum(products) == 2
+
+
+def test_frozen_hidden_states_have_no_gradient_buffer():
+    hidden, weight, _, target = made((20_000,), 64, 8, F32, bias=False)
+    hidden.requires_grad_(False)
+
+    def run():
+        CompSumLoss()(LinearLogits(hidden, weight, tile_size=256), target).backward()
+
+    assert peak_bytes(run) <= 0.5 * hidden.nbytes
+
+
+def test_linear_statistics_make_no_logits_in_backward():
+    hidden, weight, _, target = made(bias=False)
+    out = LDRKLLoss(INF)(LinearLogits(hidden, weight), target)
+    with mock.patch.object(torch, "mm", side_effect=AssertionError):
+        out.backward()
 
 
 # Log-probabilities of tokens and sequences.

@@ -335,7 +335,6 @@ def _values(tiles: _Tiles, names: tuple[str, ...]) -> tuple[dict[str, Tensor], T
             if TOTAL in names:
                 total += z.sum(1)
             if CHANCE_ODDS in names:
-                target.put(z, own)
                 least = torch.minimum(least, z.amin(1))
                 # Rows near chance are rare but in early training: elsewhere this costs nothing.
                 near = _near(torch.maximum(top, z.amax(1)), least, own)
