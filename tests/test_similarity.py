@@ -466,3 +466,21 @@ def test_memory_far_below_the_matrix(make, rows):
 def test_tile_sizes_that_are_none(make, tile_size, error, says):
     with pytest.raises(error, match=f"tile_size: expected {says}"):
         make(tile_size=tile_size)
+
+
+def test_symmetric_beside_negatives_that_are_shared():
+    inputs = [
+        draw(*shape, seed=i).requires_grad_() for i, shape in enumerate([(5, 3), (5, 3), (4, 3)])
+    ]
+    same(*pair(lambda **o: InfoNCELoss(0.1, True, **o), 2), inputs, 0)
+
+
+def test_one_temperature_out_of_many_that_needs_the_maximum():
+    a, b = (x.float() for x in draw(2, 6, 3))
+    a[1] = a[0]
+    values = []
+    for t in (None, 4):
+        loss = GlobalContrastiveLoss(6, 0.7, 0.9, True, 0.005, 0.7, tile_size=t, reduction="none")
+        loss.tau[0] = 0.005
+        values.append(loss(a, b, torch.arange(6)))
+    close(values[1], values[0], rtol=1e-4, atol=1e-4)
