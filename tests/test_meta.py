@@ -182,6 +182,7 @@ def test_the_readme_examples_print_what_they_show(monkeypatch):
 
 #: What each example must print, run with --smoke.
 EXAMPLES = {
+    "big_vocabulary.py": "LinearLogits",
     "consistency_model.py": "Cauchy",
     "noisy_labels.py": "MulticlassMAELoss",
     "noisy_preferences.py": "RobustDPOLoss",
