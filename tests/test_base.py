@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lossary
 from lossary import ClassificationLoss, CompSumLoss, LDRKLLoss, Loss, MulticlassMAELoss
+from processes import run_processes
 
 INF, NAN = float("inf"), float("nan")
 
@@ -518,11 +519,7 @@ def test_properties_default_to_unknown():
 # Many processes.
 
 
-def _batchmean_rank(rank, world_size, path):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{path}", rank=rank, world_size=world_size
-    )
+def _batchmean_rank(rank, world_size):
     g = torch.Generator().manual_seed(0)
     f = torch.randn(9, 4, generator=g, dtype=torch.float64)
     y = torch.randint(4, (9,), generator=g)
@@ -540,7 +537,6 @@ def _batchmean_rank(rank, world_size, path):
     per_row = F.cross_entropy(f @ whole, y, reduction="none")
     ((rows * per_row).sum() / (rows != 0).sum()).backward()
     assert torch.allclose(model.module.theta.grad, whole.grad, rtol=1e-12)
-    torch.distributed.destroy_process_group()
 
 
 class _Linear(nn.Module):
@@ -554,6 +550,4 @@ class _Linear(nn.Module):
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_batchmean_counts_over_all_processes(world_size, tmp_path):
-    torch.multiprocessing.spawn(
-        _batchmean_rank, args=(world_size, tmp_path / "store"), nprocs=world_size
-    )
+    run_processes(_batchmean_rank, world_size, tmp_path)

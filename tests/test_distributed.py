@@ -1,7 +1,5 @@
 """Losses over the rows of several processes: what one process with all rows would find."""
 
-import datetime
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,6 +12,7 @@ from lossary import (
     TwoWayGlobalContrastiveLoss,
     _distributed,
 )
+from processes import run_processes
 
 F64 = torch.float64
 SAMPLES, WIDTH = 12, 3
@@ -78,17 +77,6 @@ def averaged(x, group=None):
     return x / dist.get_world_size(group)
 
 
-def start(rank, world_size, path):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{path}",
-        rank=rank,
-        world_size=world_size,
-        timeout=datetime.timedelta(seconds=60),
-    )
-
-
 def jobs(world_size):
     unequal, without_rows = BOUNDS[world_size]
     for name, make, needs in makers():
@@ -99,8 +87,7 @@ def jobs(world_size):
     yield name, make, needs, unequal, {"weighted": True, "reduction": "batchmean"}
 
 
-def _same_as_one(rank, world_size, path):
-    start(rank, world_size, path)
+def _same_as_one(rank, world_size):
     got = []
     for _, make, needs, bounds, o in jobs(world_size):
         steps = 5 if needs == "index" and not o else 1
@@ -120,9 +107,7 @@ def _same_as_one(rank, world_size, path):
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_several_processes_are_one(world_size, tmp_path):
-    torch.multiprocessing.spawn(
-        _same_as_one, args=(world_size, tmp_path / "store"), nprocs=world_size
-    )
+    run_processes(_same_as_one, world_size, tmp_path)
 
 
 def _group_of_two(rank):

@@ -201,8 +201,8 @@ def tiles_of(rows, classes, width=H, dtype=F32, weight_dtype=F32, tile_size=None
     hidden = torch.empty(rows, width, dtype=dtype, device="meta")
     weight = torch.empty(classes, width, dtype=weight_dtype, device="meta")
     logits = LinearLogits(hidden, weight, tile_size=tile_size)
-    with mock.patch.object(LinearLogits, "device", torch.device("cpu")):
-        plan = logits._plan(rows, 1.0)
+    logits.device = torch.device("cpu")
+    plan = logits._plan(rows, 1.0)
     return plan.rows, plan.classes
 
 
@@ -816,7 +816,10 @@ def test_docstrings_name_the_layouts():
     accepting = {type(HEADS[head]()) for head in HEADS} - {LDRLoss}
     for loss in accepting:
         shape = inspect.getdoc(loss).split("Shape:")[1].split("Properties:")[0]
-        assert "in memory or streamed (:class:`lossary.LinearLogits`)" in " ".join(shape.split())
+        said = (
+            "in memory, streamed or sharded (:class:`lossary.LinearLogits`, :class:`lossary.Shard"
+        )
+        assert said in " ".join(shape.split())
     names = [n for n in lossary.__all__ if isinstance(getattr(lossary, n), type)]
     for loss in (getattr(lossary, n) for n in names):
         if issubclass(loss, ClassificationLoss) and loss not in {*accepting, ClassificationLoss}:

@@ -1275,8 +1275,8 @@ def test_cases_cover_both_modes_and_every_kind_of_scale():
 @pytest.mark.parametrize("weighted", [False, True])
 def test_batchmean_counts_the_elements_of_all_processes(loss, weighted, monkeypatch):
     # As if another process had 6 elements.
-    monkeypatch.setattr(_distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(_distributed, "sum_over_ranks", lambda x: x + 6)
+    monkeypatch.setattr(_distributed, "world_size", lambda group=None: 2)
+    monkeypatch.setattr(_distributed, "sum_over_ranks", lambda x, group=None: x + 6)
     x = torch.tensor([[0.5, -1.0], [2.0, 0.0]], dtype=F64)
     keywords = {"weight": torch.ones(2, 2, dtype=F64)} if weighted else {}
     values = loss(0.7, "elementwise", reduction="none")(x, torch.zeros_like(x))

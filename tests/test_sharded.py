@@ -22,6 +22,7 @@ from lossary import (
     WestonWatkinsLoss,
     token_logps,
 )
+from processes import run_processes
 
 F64 = torch.float64
 K = 7
@@ -226,9 +227,7 @@ class Counted:
         return call
 
 
-def _rank(rank, world_size, path):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=world_size)
+def _rank(rank, world_size):
     bounds = {2: [0, 3, 7], 3: [0, 1, 5, 7]}[world_size]
     shard = slice(bounds[rank], bounds[rank + 1])
     for loss in HEADS:
@@ -280,9 +279,8 @@ def _rank(rank, world_size, path):
             ShardedLogits(torch.zeros(4, 3), alone)
     else:
         assert ShardedLogits(torch.zeros(4, 3), alone).shape == (4, 3)
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_many_processes_are_one(world_size, tmp_path):
-    torch.multiprocessing.spawn(_rank, (world_size, tmp_path / "meeting"), world_size)
+    run_processes(_rank, world_size, tmp_path)

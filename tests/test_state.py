@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lossary import ALDRKLLoss, TruncatedGCELoss, _distributed
 from lossary._state import PerSampleState
+from processes import run_processes
 
 
 class Memory(PerSampleState):
@@ -192,11 +193,7 @@ def test_training_goes_on_from_a_checkpoint(tmp_path):
 # Many processes.
 
 
-def _rank(rank, world_size, path):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{path}", rank=rank, world_size=world_size
-    )
+def _rank(rank, world_size):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(9, 4, generator=generator)
     target = torch.randint(4, (9,), generator=generator)
@@ -226,4 +223,4 @@ def _rank(rank, world_size, path):
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_every_process_stores_the_same(world_size, tmp_path):
-    torch.multiprocessing.spawn(_rank, args=(world_size, tmp_path / "store"), nprocs=world_size)
+    run_processes(_rank, world_size, tmp_path)

@@ -533,7 +533,7 @@ class ShardedLogits(Layout):
         >>> from lossary import LDRKLLoss, ShardedLogits
         >>> logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
         >>> LDRKLLoss()(ShardedLogits(logits), torch.tensor([0, 2]))  # a group of one process
-        tensor(0.1305)
+        tensor(0.0199)
     """
 
     _advice = "gather the logits for that"

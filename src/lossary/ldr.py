@@ -158,8 +158,8 @@ class LDRLoss(ClassificationLoss):
 
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
-        Values (N, ...). Logits in memory; for ``"kl"`` in all layouts, as in
-        :class:`LDRKLLoss`.
+        Values (N, ...). Logits in memory; for ``"kl"`` also streamed and
+        sharded, as in :class:`LDRKLLoss`.
         Probabilities cost O(N K^2) time and memory where ``"euclidean"`` or ``topk`` meets a
         margin.
 
