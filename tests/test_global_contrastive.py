@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lossary import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss
+from lossary import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss, _state
 
 F64 = torch.float64
 LOSSES = (GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss)
@@ -364,6 +364,21 @@ def test_two_modalities_may_be_indexed_apart():
     assert torch.equal(one.log_u1, two.log_u1)
     assert torch.equal(one.log_u2.flip(0), two.log_u2)
     close(one.objective(*z, index, index2), two.objective(*z, index))
+
+
+@every_loss
+def test_who_shares_a_process_group_remembers_together(loss, monkeypatch):
+    seen = []
+
+    def gather_rows(*rows, group=None):
+        seen.append(group)
+        return rows
+
+    monkeypatch.setattr(_state, "gather_rows", gather_rows)
+    module = double(loss, 8, individualized=True)
+    module.process_group = "two of three"
+    module(*draw(2, 4, 3).requires_grad_(), torch.arange(4))
+    assert set(seen) == {"two of three"}
 
 
 # The temperatures.

@@ -206,7 +206,7 @@ class Loss(nn.Module):
         if weight is not None:
             _check_weight_type(weight)
             if self.separable:
-                inputs = tuple(_without_absent(x, weight) for x in inputs)
+                inputs = self._without_absent(inputs, weight)
         if self.upcast:
             inputs = tuple(_upcast(x) for x in inputs)
         out = self.per_sample(*inputs)
@@ -217,6 +217,10 @@ class Loss(nn.Module):
             _check_weight(weight, values.shape, values)
             weight = weight.to(values.dtype)
         return self._reduce(values, weight, denominators, normalizer)
+
+    def _without_absent(self, inputs: tuple[Any, ...], weight: Tensor) -> tuple[Any, ...]:
+        """Return the inputs, cleaned where the weight is 0: its axes are their first ones."""
+        return tuple(_without_absent(x, weight) for x in inputs)
 
     def _reduce(
         self,

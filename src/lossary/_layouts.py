@@ -8,7 +8,7 @@ process has some of the classes, and its part of the sums.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,15 @@ from lossary._checks import (
     check_int,
     check_positive,
 )
-from lossary._softmax import CHANCE_ODDS, LOG_ODDS, NEAR_CHANCE, TARGET, TOTAL, readable
+from lossary._softmax import (
+    CHANCE_ODDS,
+    LOG_ODDS,
+    NEAR_CHANCE,
+    TARGET,
+    TOTAL,
+    _compute_dtype,
+    readable,
+)
 
 OFFERED = (LOG_ODDS, CHANCE_ODDS, TARGET, TOTAL)
 
@@ -32,9 +40,6 @@ OFFERED = (LOG_ODDS, CHANCE_ODDS, TARGET, TOTAL)
 TILE_BYTES = {"cpu": 16 << 20, "other": 64 << 20}
 #: Rows of a tile. Fewer make products of which reading the weight is most of the work.
 TILE_ROWS = {"cpu": 1024, "other": 4096}
-
-_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
-_ADVICE = "take the logits in memory, LinearLogits(...).in_memory(), for that"
 
 
 class Layout:
@@ -68,6 +73,21 @@ class Layout:
                 f"{type(self).__name__}: expected plain tensors, got one inside of a torch.func "
                 f"transform or with a tangent of forward mode; {self._advice}"
             )
+
+    @classmethod
+    def _check_gradients(cls, gs: tuple[Tensor, ...]) -> None:
+        if any(_softmax.transformed(g) for g in gs):
+            raise RuntimeError(
+                f"{cls.__name__}: expected plain gradients, got batched ones (is_grads_batched, "
+                f"vectorize) or those of a transform; {cls._advice}"
+            )
+
+    @classmethod
+    def _refuse_second(cls) -> NoReturn:
+        raise RuntimeError(
+            f"{cls.__name__}: expected a first derivative, got a request for the second; "
+            f"{cls._advice}"
+        )
 
 
 class LinearLogits(Layout):
@@ -137,7 +157,7 @@ class LinearLogits(Layout):
         tensor(0.1305)
     """
 
-    _advice = _ADVICE
+    _advice = "take the logits in memory, LinearLogits(...).in_memory(), for that"
 
     def __init__(
         self,
@@ -172,7 +192,7 @@ class LinearLogits(Layout):
             _check_fits("bias", bias, hidden)
         self.hidden, self.weight, self.bias = hidden, weight, bias
         self.shape = torch.Size((*hidden.shape[:-1], weight.shape[0]))
-        self.dtype = torch.float32 if hidden.dtype in _SINGLE else hidden.dtype
+        self.dtype = _compute_dtype(hidden)
         self.device = hidden.device
         self.temperature = check_positive("temperature", temperature)
         self.softcap = None if softcap is None else check_positive("softcap", softcap)
@@ -223,7 +243,7 @@ class LinearLogits(Layout):
 
 def _check_fits(name: str, x: Tensor, hidden: Tensor) -> None:
     """Float64 goes with float64; the others are computed in float32 and may be mixed."""
-    if (x.dtype in _SINGLE) != (hidden.dtype in _SINGLE):
+    if _compute_dtype(x) != _compute_dtype(hidden):
         raise TypeError(f"{name}: expected a dtype to go with {hidden.dtype}, got {x.dtype}")
     check_device(name, x, hidden)
 
@@ -244,7 +264,7 @@ class _Tiles:
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, plan: _Plan
     ) -> None:
         self.hidden, self.weight, self.bias, self.y, self.plan = hidden, weight, bias, y, plan
-        self.dtype = torch.float32 if hidden.dtype in _SINGLE else hidden.dtype
+        self.dtype = _compute_dtype(hidden)
         self.lowest = torch.finfo(self.dtype).min
         self.index: Tensor | None = None
         # On a device, finding the rows that are there would wait for it: all are taken, cleaned.
@@ -447,11 +467,7 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
-        if any(_softmax.transformed(g) for g in gs):
-            raise RuntimeError(
-                "LinearLogits: expected plain gradients, got batched ones (is_grads_batched, "
-                f"vectorize) or those of a transform; {_ADVICE}"
-            )
+        LinearLogits._check_gradients(gs)
         needed = ctx.needs_input_grad[:3]
         out = _RowsGradient.apply(*ctx.saved_tensors, ctx.plan, ctx.names, needed, *gs)  # type: ignore[no-untyped-call]
         return (*cast(tuple[Tensor | None, ...], out), None, None, None)
@@ -480,9 +496,7 @@ class _RowsGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            f"LinearLogits: expected a first derivative, got a request for the second; {_ADVICE}"
-        )
+        LinearLogits._refuse_second()
 
 
 class ShardedLogits(Layout):
@@ -562,7 +576,7 @@ class ShardedLogits(Layout):
         self.local_logits, self.process_group = local_logits, process_group
         self.first = sum(sizes[:rank])
         self.shape = torch.Size((*local_logits.shape[:-1], sum(sizes)))
-        self.dtype = torch.float32 if local_logits.dtype in _SINGLE else local_logits.dtype
+        self.dtype = _compute_dtype(local_logits)
         self.device = local_logits.device
 
     def _row_statistics(
@@ -602,7 +616,7 @@ def _of_dtensor(x: Any, group: Any) -> tuple[Any, Any]:
 
 def _shard_tiles(f: Tensor, y: Tensor, shard: _Shard) -> Iterator[tuple[slice, Tensor, _Target]]:
     """Yield tiles of rows of the scaled logits, 0 in rows that are not there, and the targets."""
-    dtype = torch.float32 if f.dtype in _SINGLE else f.dtype
+    dtype = _compute_dtype(f)
     kind = "cpu" if f.device.type == "cpu" else "other"
     step = max(1, TILE_BYTES[kind] // (f.shape[1] * dtype.itemsize))
     at = (y - shard.first).unsqueeze(1)
@@ -621,7 +635,7 @@ class _ShardedRows(torch.autograd.Function):
     def forward(
         ctx: Any, f: Tensor, y: Tensor, shard: _Shard, names: tuple[str, ...]
     ) -> tuple[Tensor, ...]:
-        dtype = torch.float32 if f.dtype in _SINGLE else f.dtype
+        dtype = _compute_dtype(f)
         ends = torch.empty(2, len(y), dtype=dtype, device=f.device)
         for rows, z, target in _shard_tiles(f, y, shard):
             ends[1, rows] = -z.amin(1)
@@ -653,11 +667,7 @@ class _ShardedRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
-        if any(_softmax.transformed(g) for g in gs):
-            raise RuntimeError(
-                "ShardedLogits: expected plain gradients, got batched ones (is_grads_batched, "
-                f"vectorize) or those of a transform; {ShardedLogits._advice}"
-            )
+        ShardedLogits._check_gradients(gs)
         out = _ShardedGradient.apply(*ctx.saved_tensors, ctx.shard, ctx.names, *gs)  # type: ignore[no-untyped-call]
         return cast(Tensor, out), None, None, None
 
@@ -696,7 +706,4 @@ class _ShardedGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            "ShardedLogits: expected a first derivative, got a request for the second; "
-            f"{ShardedLogits._advice}"
-        )
+        ShardedLogits._refuse_second()

@@ -21,6 +21,9 @@ class PerSampleState(nn.Module):
     every process stores the same.
     """
 
+    #: The processes that remember together; ``None`` for all.
+    process_group: Any = None
+
     def _add_state(
         self, name: str, num_samples: object, initial: float, dtype: torch.dtype = torch.float32
     ) -> None:
@@ -96,7 +99,7 @@ class PerSampleState(nn.Module):
         buffer = self._buffers[name]
         assert buffer is not None
         rows = (index.reshape(-1), values.detach().reshape(-1), present.reshape(-1))
-        every, new, there = gather_rows(*rows)
+        every, new, there = gather_rows(*rows, group=self.process_group)
         # Occurrences of one index share a slot. All of them write the same number, so that it does
         # not matter which one is last.
         slot_of = every.sort().values

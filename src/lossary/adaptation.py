@@ -12,7 +12,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from lossary._base import Loss, LossOptions, _check_weight, _check_weight_type, _upcast, expectation
+from lossary._base import Loss, LossOptions, _check_weight, expectation
 from lossary._checks import check_choice, check_floating, check_int, check_like, check_number
 from lossary._properties import Properties
 
@@ -113,19 +113,13 @@ class SymmetricConsistencyLoss(Loss):
         forward, reverse = _cross_entropy(log_t, log_p, axis), _cross_entropy(log_p, log_t, axis)
         return (1.0 - self.alpha) * forward + self.alpha * reverse
 
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
-        if weight is None:
-            return super()._evaluate(inputs, None, normalizer)
+    def _without_absent(self, inputs: tuple[Any, ...], weight: Tensor) -> tuple[Any, ...]:
+        """Return the inputs, cleaned where the weight is 0: it has no class axis."""
         logits, teacher_logits = inputs
         axis = self._class_axis(logits, teacher_logits)
-        _check_weight_type(weight)
         _check_weight(weight, logits.shape[:axis] + logits.shape[axis + 1 :], logits)
         absent = (weight == 0).unsqueeze(axis)
-        inputs = tuple(_upcast(x).masked_fill(absent, 0.0) for x in inputs)
-        values = self.per_sample(*inputs)
-        return self._reduce(values, weight.to(values.dtype), None, normalizer)
+        return logits.masked_fill(absent, 0.0), teacher_logits.masked_fill(absent, 0.0)
 
     def _class_axis(self, logits: Tensor, teacher_logits: Tensor) -> int:
         """Check the inputs; return the class axis as a non-negative number."""
