@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
 
 from lossary import (
     CompSumLoss,
+    CrammerSingerLoss,
     GeneralizedCrossEntropyLoss,
     LDRKLLoss,
     LDRLoss,
@@ -20,6 +21,7 @@ from lossary import (
     ShardedLogits,
     SymmetricCrossEntropyLoss,
     WestonWatkinsLoss,
+    _softmax,
     token_logps,
 )
 from processes import run_processes
@@ -38,9 +40,11 @@ HEADS = (
     LDRKLLoss(0.3, torch.linspace(0.0, 1.0, K, dtype=F64)),
     LDRKLLoss(20.0, 0.0),
     LDRKLLoss(math.inf),
+    LDRKLLoss(0.0, torch.linspace(0.0, 1.0, K, dtype=F64)),
+    CrammerSingerLoss(),
     CompSumLoss(class_weight=torch.linspace(0.5, 2.0, K, dtype=F64), reduction="sum"),
 )
-FAILURES = (WestonWatkinsLoss(), LDRLoss(topk=2), LDRKLLoss(lam=0.0), LDRKLLoss(normalize="l1"))
+FAILURES = (WestonWatkinsLoss(), LDRLoss(topk=2), LDRKLLoss(normalize="l1"))
 
 
 def close(a, b, rtol=1e-10, atol=1e-12):
@@ -65,6 +69,23 @@ def compare(loss, logits, target, shard, **keywords):
     close(got, want)
     (own,) = torch.autograd.grad(got.sum(), local)
     close(own, gradient[..., shard])
+
+
+def compare_statistics(logits, target, shard):
+    """Hold the statistics of the shards, alone and all together, against those of the whole."""
+    y = target.masked_fill(target < 0, -1)
+    for names in [*((n,) for n in _softmax.STATISTICS), _softmax.STATISTICS]:
+        found = []
+        for make, part in ((ShardedLogits, shard), (lambda x: x, slice(None))):
+            f = logits[..., part].clone().requires_grad_()
+            out = _softmax.row_statistics(make(f), y, names, class_dim=-1, temperature=1.7)
+            cotangents = [torch.sin(x.detach() + i) for i, x in enumerate(out)]
+            cotangents = [g.masked_fill(y < 0, 0.0) for g in cotangents]
+            found.append((out, torch.autograd.grad(out, f, cotangents)[0]))
+        (got, own), (want, gradient) = found
+        for a, b in zip(got, want, strict=True):
+            close(a[y >= 0], b[y >= 0])
+        close(own, gradient[..., shard])
 
 
 # One process.
@@ -233,6 +254,17 @@ def _rank(rank, world_size):
     for loss in HEADS:
         compare(loss, *draw(6), shard)
         compare(loss, *draw(2, 3, seed=1), shard)
+    for seed in range(4):
+        compare_statistics(*draw(2, 3, seed=seed), shard)
+    # Rivals that tie across processes share the gradient.
+    tied = torch.zeros(1, 7, dtype=F64)[:, shard].clone().requires_grad_()
+    value = CrammerSingerLoss()(ShardedLogits(tied), torch.tensor([0]))
+    assert float(value.detach()) == 1.0
+    (gradient,) = torch.autograd.grad(value, tied)
+    total = gradient.sum()
+    dist.all_reduce(total)
+    assert abs(float(total)) < 1e-12
+    assert bool((gradient[:, 1 if rank == 0 else 0 :] >= 0.0).all())
     logits, target = draw(6)
     weight = torch.linspace(0.0, 1.0, 6, dtype=F64)
     compare(CompSumLoss(), logits, target, shard, weight=weight)

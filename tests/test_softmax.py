@@ -25,11 +25,11 @@ from torch.utils.checkpoint import checkpoint
 from lossary import _softmax
 from lossary._softmax import (
     CHANCE_ODDS,
+    GAPS,
     LOG_ODDS,
     RIVAL_SQUARES,
     STATISTICS,
     TARGET,
-    TOTAL,
     all_log_odds,
     hardest_rival,
     row_statistics,
@@ -171,7 +171,7 @@ def definition(f, y, temperature=1.0, margin=None):
         out[LOG_ODDS].append(odds)
         out[CHANCE_ODDS].append(odds - math.log(k - 1))
         out[TARGET].append(own)
-        out[TOTAL].append(rivals.sum() + own)
+        out[GAPS].append((rivals - own).sum())
         out[RIVAL_SQUARES].append(rivals.softmax(0).square().sum())
     return {name: torch.stack(found) for name, found in out.items()}
 
@@ -193,7 +193,7 @@ def exact(f, y, temperature=1.0, margin=None):
             out[LOG_ODDS].append(odds)
             out[CHANCE_ODDS].append(odds - mpmath.log(k - 1))
             out[TARGET].append(own)
-            out[TOTAL].append(mpmath.fsum(z) + own)
+            out[GAPS].append(mpmath.fsum(x - own for x in z))
             out[RIVAL_SQUARES].append(mpmath.fsum(x * x for x in e) / mpmath.fsum(e) ** 2)
             sizes.append(max(abs(x) for x in [*z, own]))
         as_tensor = {n: torch.tensor([float(x) for x in v], dtype=F64) for n, v in out.items()}
@@ -251,7 +251,7 @@ def test_every_statistic_has_the_value_of_its_definition(path, temperature, marg
     for name in STATISTICS:
         error = (found[name] - expected[name]).abs()
         scale = expected[name] if name == RIVAL_SQUARES else size + math.log(K)
-        assert bool((error <= 2e-15 * scale * (K if name == TOTAL else 1)).all()), name
+        assert bool((error <= 2e-15 * scale * (K if name == GAPS else 1)).all()), name
 
 
 @every_temperature
@@ -341,12 +341,12 @@ def test_the_total_adds_the_margins_of_the_rivals_only(path):
     matrix = torch.tensor([[9.0, 9.0, 9.0], [10.0, 99.0, 20.0], [9.0, 9.0, 9.0]], dtype=F64)
     y = torch.tensor([1])
     for margin, expected in (
-        (None, 6.0),
-        (0.5, 7.0),
-        (torch.tensor([9.0, 0.25, 9.0], dtype=F64), 6.5),
-        (matrix, 36.0),
+        (None, 0.0),
+        (0.5, 1.0),
+        (torch.tensor([9.0, 0.25, 9.0], dtype=F64), 0.5),
+        (matrix, 30.0),
     ):
-        found = row_statistics(f, y, (TOTAL, TARGET), margin=margin, temperature=2.0)
+        found = row_statistics(f, y, (GAPS, TARGET), margin=margin, temperature=2.0)
         close(torch.cat(found), torch.tensor([expected / 2.0, 1.0], dtype=F64), rtol=1e-15)
 
 
@@ -436,11 +436,11 @@ def test_second_derivatives_of_every_kind_are_right(path, temperature, margin):
 def test_derivatives_of_one_statistic_alone_are_right(path, name):
     fn, inputs = problem("number", "number", names=(name,))
     check_gradients(fn, inputs)
-    if name not in (TARGET, TOTAL):  # linear: see below
+    if name not in (TARGET, GAPS):  # linear: see below
         check_second_derivatives(fn, inputs)
 
 
-@pytest.mark.parametrize("name", [TARGET, TOTAL])
+@pytest.mark.parametrize("name", [TARGET, GAPS])
 def test_second_derivatives_of_the_linear_statistics_are_zero(path, name):
     fn, (f,) = problem("number", "number", names=(name,))
     (g,) = torch.autograd.grad(total(fn)(f), f, create_graph=True)
@@ -1044,7 +1044,7 @@ def test_float32_statistics_are_right_to_a_few_spacings(path):
     for name, x in statistics(f, y, temperature=0.7, margin=0.3).items():
         assert x.dtype is torch.float32
         error = (x.to(F64) - expected[name]).abs()
-        assert bool((error <= 5e-7 * (size + math.log(K)) * (K if name == TOTAL else 1)).all())
+        assert bool((error <= 5e-7 * (size + math.log(K)) * (K if name == GAPS else 1)).all())
 
 
 # Corners.
@@ -1241,11 +1241,11 @@ def test_logits_in_channels_last_get_a_gradient_in_channels_last(path):
     ("make", "names", "tiles"),
     [
         (BIG["rows"], (CHANCE_ODDS,), 1),
-        (BIG["image"], (TARGET, TOTAL), 1),
+        (BIG["image"], (TARGET, GAPS), 1),
         (BIG["rows"], (LOG_ODDS, RIVAL_SQUARES), 3),
         (BIG["image"], (LOG_ODDS, RIVAL_SQUARES), 3),
     ],
-    ids=["chance odds", "total", "squares", "squares of an image"],
+    ids=["chance odds", "gaps", "squares", "squares of an image"],
 )
 def test_the_other_statistics_hold_one_buffer_of_the_size_of_the_logits(make, names, tiles):
     f = make().requires_grad_()

@@ -24,15 +24,14 @@ from lossary._checks import (
 )
 from lossary._softmax import (
     CHANCE_ODDS,
+    GAPS,
     LOG_ODDS,
     NEAR_CHANCE,
+    RIVAL_SQUARES,
     TARGET,
-    TOTAL,
     _compute_dtype,
     readable,
 )
-
-OFFERED = (LOG_ODDS, CHANCE_ODDS, TARGET, TOTAL)
 
 #: Scratch of one tile at most; down to a quarter of it for logits beside which it would be large.
 #: On a CPU: flat in time from 4 MiB on with the cores to itself; beside other processes larger
@@ -60,11 +59,9 @@ class Layout:
         """Return the number of dimensions of the logits."""
         return len(self.shape)
 
-    def _check_names(self, names: tuple[str, ...], temperature: float | Tensor) -> float:
+    def _check_temperature(self, temperature: float | Tensor) -> float:
         if isinstance(temperature, Tensor):
             check_in_memory(self, "a temperature that is a tensor")
-        if not set(names) <= set(OFFERED):
-            check_in_memory(self, " and ".join(set(names) - set(OFFERED)))
         return float(temperature)
 
     def _check_plain(self, *tensors: Tensor | None) -> None:
@@ -203,9 +200,11 @@ class LinearLogits(Layout):
         bias = None if self.bias is None else self.bias.to(self.dtype)
         with torch.autocast(self.device.type, enabled=False):
             z = F.linear(self.hidden.to(self.dtype), self.weight.to(self.dtype), bias)
-            if self.temperature != 1.0:
-                z = z / self.temperature
-            return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
+            return self._activated(z)
+
+    def _activated(self, z: Tensor) -> Tensor:
+        z = z if self.temperature == 1.0 else z / self.temperature
+        return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
 
     def _row_statistics(
         self, target: Tensor, names: tuple[str, ...], temperature: float | Tensor
@@ -215,13 +214,32 @@ class LinearLogits(Layout):
             return _softmax.row_statistics(
                 self.in_memory(), target, names, class_dim=-1, temperature=temperature
             )
-        temperature = self._check_names(names, temperature)
+        temperature = self._check_temperature(temperature)
         self._check_plain(self.hidden, self.weight, self.bias, target)
         y = target.reshape(-1)
         hidden = self.hidden.reshape(len(y), self.hidden.shape[-1])
         plan = self._plan(len(y), temperature)
         out = _Rows.apply(hidden, self.weight, self.bias, y, plan, names)  # type: ignore[no-untyped-call]
         return tuple(x.view(target.shape) for x in out)
+
+    def _hardest_gap(self, target: Tensor) -> Tensor:
+        """Return max_{k != y} f_k - f_y, of the target's shape."""
+        if torch.compiler.is_compiling():
+            return _softmax.hardest_rival(self.in_memory(), target, class_dim=-1)
+        self._check_plain(self.hidden, self.weight, self.bias, target)
+        y = target.reshape(-1)
+        hidden = self.hidden.reshape(len(y), self.hidden.shape[-1])
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            plan = self._plan(len(y), 1.0)
+            rival = _rivals(_Tiles(hidden, self.weight, self.bias, y, plan))
+            # An absent row's target is 0 here; two logits of every other row are all that is left.
+            pair = torch.stack((rival, y.clamp(min=0)), 1)
+        with torch.autocast(self.device.type, enabled=False):
+            h = torch.where((y < 0).unsqueeze(1), 0.0, hidden.to(self.dtype))
+            z = torch.bmm(self.weight[pair].to(self.dtype), h.unsqueeze(2)).squeeze(2)
+            z = self._activated(z if self.bias is None else z + self.bias[pair].to(self.dtype))
+            gap = torch.where(y < 0, 0.0, z[:, 0] - z[:, 1])
+        return gap.view(target.shape)
 
     def _plan(self, rows: int, temperature: float) -> "_Plan":
         kind = "cpu" if self.device.type == "cpu" else "other"
@@ -346,13 +364,13 @@ def _values(tiles: _Tiles, names: tuple[str, ...]) -> tuple[dict[str, Tensor], T
     out = {name: blank.clone() for name in names}
     tops, sums = blank.clone(), blank
     rivals = len(tiles.weight) - 1
-    odds = LOG_ODDS in names or CHANCE_ODDS in names
+    shares = not set(names) <= {TARGET, GAPS}
     for rows, h, j in tiles.of_rows():
         own = tiles.at_target(h, j)
         top, least = (own.new_full((len(h),), x) for x in (tiles.lowest, math.inf))
-        sum_, total, excess = (torch.zeros_like(top) for _ in range(3))
-        for _, _, z, target in tiles.of_classes(h, j) if odds or TOTAL in names else ():
-            if TOTAL in names:
+        sum_, squares, total, excess = (torch.zeros_like(top) for _ in range(4))
+        for _, _, z, target in tiles.of_classes(h, j) if shares or GAPS in names else ():
+            if GAPS in names:
                 total += z.sum(1)
             if CHANCE_ODDS in names:
                 least = torch.minimum(least, z.amin(1))
@@ -360,18 +378,25 @@ def _values(tiles: _Tiles, names: tuple[str, ...]) -> tuple[dict[str, Tensor], T
                 near = _near(torch.maximum(top, z.amax(1)), least, own)
                 if not readable(near) or bool(near.any()):
                     excess += torch.expm1(z - own).sum(1)
-            if odds:
+            if shares:
                 target.put(z, tiles.lowest)
                 here = z.amax(1)
                 torch._softmax(z, 1, False, out=z)
                 # The largest share is 1 / sum exp(z - here). Where all are -inf it is nan.
                 part = torch.where(here == -math.inf, 0.0, z.amax(1).reciprocal_())
                 higher = torch.maximum(top, here)
-                sum_ = sum_ * torch.exp(top - higher) + part * torch.exp(here - higher)
+                before, now = torch.exp(top - higher), torch.exp(here - higher)
+                sum_ = sum_ * before + part * now
+                if RIVAL_SQUARES in names:
+                    target.put(z, 0.0)
+                    more = torch.where(part > 0.0, z.square_().sum(1) * part.square(), 0.0)
+                    squares = squares * before.square() + more * now.square()
                 top = higher
         tops[rows], sums[rows] = top, sum_
-        t = (top - own.squeeze(1)) + sum_.log()
-        found = {LOG_ODDS: t, TARGET: own.squeeze(1), TOTAL: total}
+        at_target = own.squeeze(1)
+        t = (top - at_target) + sum_.log()
+        gaps = torch.where(at_target == -math.inf, math.inf, total - (rivals + 1) * at_target)
+        found = {LOG_ODDS: t, TARGET: at_target, GAPS: gaps, RIVAL_SQUARES: squares / sum_.square()}
         if CHANCE_ODDS in names:
             near = _near(top, least, own)
             small = torch.log1p(torch.where(near, excess / rivals, 0.0))
@@ -380,6 +405,22 @@ def _values(tiles: _Tiles, names: tuple[str, ...]) -> tuple[dict[str, Tensor], T
             absent = tiles.clean & (tiles.y[rows] < 0)
             x[rows] = torch.where(absent, 0.0, found[name])
     return out, tops, sums
+
+
+def _rivals(tiles: _Tiles) -> Tensor:
+    """Return the index of the largest rival of every row; rows that are not there have any."""
+    out = torch.zeros_like(tiles.y)
+    for rows, h, j in tiles.of_rows():
+        top = h.new_full((len(h),), -math.inf)
+        # Where all rivals are at -inf, one of them.
+        index = (j == 0).to(out.dtype).squeeze(1)
+        for classes, _, z, target in tiles.of_classes(h, j):
+            target.put(z, -math.inf)
+            here, at = z.max(1)
+            higher = here > top
+            top, index = torch.maximum(top, here), torch.where(higher, at + classes.start, index)
+        out[rows] = index
+    return out
 
 
 def _near(top: Tensor, least: Tensor, own: Tensor) -> Tensor:
@@ -392,10 +433,14 @@ def _gradients(
     tiles: _Tiles,
     tops: Tensor,
     sums: Tensor,
+    squares: Tensor | None,
     given: dict[str, Tensor],
     needed: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of sum_j <g_j, statistic j> in hidden, weight and bias, if needed."""
+    """Return the gradients of sum_j <g_j, statistic j> in hidden, weight and bias, if needed.
+
+    That of the sum of squares q in z_k is 2 r_k (r_k - q), for the share r_k of a rival.
+    """
     hidden, weight, bias, plan = tiles.hidden, tiles.weight, tiles.bias, tiles.plan
     by_hidden = torch.zeros_like(hidden) if needed[0] else None
     by_weight = torch.zeros_like(weight, dtype=tiles.dtype) if needed[1] else None
@@ -412,10 +457,14 @@ def _gradients(
         return torch.where(tiles.y[rows].unsqueeze(1) < 0, 0.0, g) if tiles.clean else g
 
     for rows, h, j in tiles.of_rows():
-        slope = coefficient(rows, LOG_ODDS, CHANCE_ODDS)
-        towards, level = coefficient(rows, TARGET), coefficient(rows, TOTAL)
+        slope, bow = coefficient(rows, LOG_ODDS, CHANCE_ODDS), coefficient(rows, RIVAL_SQUARES)
+        towards, level = coefficient(rows, TARGET), coefficient(rows, GAPS)
         at_target = h.new_zeros(()) if towards is None else towards
         at_target = at_target if slope is None else at_target - slope
+        at_target = at_target if level is None else at_target - len(weight) * level
+        if bow is not None and squares is not None:
+            bow = 2 * bow
+            slope = -bow * squares[rows].unsqueeze(1) + (0.0 if slope is None else slope)
         top, share = tops[rows].unsqueeze(1), sums[rows].unsqueeze(1).reciprocal()
         acc = None if by_hidden is None else torch.zeros_like(h)
         # The total and the target's own logit are linear: their gradient needs no logits.
@@ -424,8 +473,11 @@ def _gradients(
             bend = None if plan.outer is None else 1.0 - (z / plan.outer).square()
             if slope is None:
                 z.zero_()
-            else:
+            elif bow is None:
                 z.sub_(top).exp_().mul_(slope * share)
+            else:
+                z.sub_(top).exp_().mul_(share)
+                z.mul_(z * bow + slope)
             target.put(z, at_target)
             if level is not None:
                 z += level
@@ -462,7 +514,7 @@ class _Rows(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             out, tops, sums = _values(_Tiles(hidden, weight, bias, y, plan), names)
         ctx.plan, ctx.names = plan, names
-        ctx.save_for_backward(hidden, weight, bias, y, tops, sums)
+        ctx.save_for_backward(hidden, weight, bias, y, tops, sums, out.get(RIVAL_SQUARES))
         return tuple(out[name] for name in names)
 
     @staticmethod
@@ -485,6 +537,7 @@ class _RowsGradient(torch.autograd.Function):
         y: Tensor,
         tops: Tensor,
         sums: Tensor,
+        squares: Tensor | None,
         plan: _Plan,
         names: tuple[str, ...],
         needed: tuple[bool, bool, bool],
@@ -492,7 +545,8 @@ class _RowsGradient(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         with torch.autocast(hidden.device.type, enabled=False):
             tiles = _Tiles(hidden, weight, bias, y, plan)
-            return _gradients(tiles, tops, sums, dict(zip(names, gs, strict=True)), needed)
+            given = dict(zip(names, gs, strict=True))
+            return _gradients(tiles, tops, sums, squares, given, needed)
 
     @staticmethod
     def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
@@ -583,13 +637,39 @@ class ShardedLogits(Layout):
         self, target: Tensor, names: tuple[str, ...], temperature: float | Tensor
     ) -> tuple[Tensor, ...]:
         """Return the statistics of the rows of logits / temperature, of the target's shape."""
-        temperature = self._check_names(names, temperature)
+        temperature = self._check_temperature(temperature)
         self._check_plain(self.local_logits, target)
         y = target.reshape(-1)
         f = self.local_logits.reshape(len(y), self.local_logits.shape[-1])
         shard = _Shard(self.first, self.shape[-1], 1.0 / temperature, self.process_group)
         out = _ShardedRows.apply(f, y, shard, names)  # type: ignore[no-untyped-call]
         return tuple(x.view(target.shape) for x in out)
+
+    def _hardest_gap(self, target: Tensor) -> Tensor:
+        """Return max_{k != y} f_k - f_y, of the target's shape."""
+        self._check_plain(self.local_logits, target)
+        y = target.reshape(-1)
+        f = self.local_logits.reshape(len(y), self.local_logits.shape[-1])
+        shard = _Shard(self.first, self.shape[-1], 1.0, self.process_group)
+        rival, own = torch.zeros_like(y), torch.zeros_like(y)
+        top = torch.empty(len(y), dtype=self.dtype, device=self.device)
+        inside = torch.empty_like(y, dtype=torch.bool)
+        with torch.no_grad():
+            for rows, z, at in _shard_tiles(f, y, shard):
+                own[rows], inside[rows] = at.at.squeeze(1), at.inside.squeeze(1)
+                at.put(z, -math.inf)
+                top[rows], rival[rows] = z.max(1)
+        pair = f.gather(1, torch.stack((rival, own), 1)).to(self.dtype)
+        at_target = torch.where(inside, pair[:, 1], 0.0)
+        highest = _distributed.largest_over_ranks(top, self.process_group)
+        # Processes whose rivals tie share the gradient.
+        has = top == highest
+        sums = torch.stack((at_target.detach(), has.to(self.dtype)))
+        whole, ties = _distributed.sum_over_ranks(sums, self.process_group)
+        part = torch.where(has, pair[:, 0] / ties, 0.0) - at_target
+        # The own part has the gradient; the value is that of all processes.
+        slope = torch.where(part.isfinite() & (y >= 0), part - part.detach(), 0.0)
+        return torch.where(y < 0, 0.0, highest - whole + slope).view(target.shape)
 
 
 class _Shard(NamedTuple):
@@ -642,19 +722,23 @@ class _ShardedRows(torch.autograd.Function):
             target.put(z, torch.finfo(dtype).min)
             ends[0, rows] = z.amax(1)
         top, least = _distributed.largest_over_ranks(ends, shard.group)
-        # sum_{k != y} exp(z_k - top), the same of expm1, z_y, and the sum of z.
-        sums = torch.zeros(4, len(y), dtype=dtype, device=f.device)
+        # sum_{k != y} exp(z_k - top), the same of its square and of expm1, z_y, sum_k (z_k - top).
+        sums = torch.zeros(5, len(y), dtype=dtype, device=f.device)
         for rows, z, target in _shard_tiles(f, y, shard):
             own = torch.where(target.inside, z.gather(1, target.at), 0.0)
-            sums[2, rows], sums[3, rows] = own.squeeze(1), z.sum(1)
             z -= top[rows].unsqueeze(1)
+            sums[3, rows], sums[4, rows] = own.squeeze(1), z.sum(1)
             target.put(z, 0.0)
-            sums[1, rows] = z.expm1().sum(1)
+            sums[2, rows] = z.expm1().sum(1)
             target.put(z, -math.inf)
             sums[0, rows] = z.exp_().sum(1)
-        part, excess, own, total = _distributed.sum_over_ranks(sums, shard.group)
+            sums[1, rows] = z.square_().sum(1)
+        part, squares, excess, own, total = _distributed.sum_over_ranks(sums, shard.group)
         t = (top - own) + part.log()
-        found = {LOG_ODDS: t, TARGET: own, TOTAL: total}
+        gaps = total + shard.num_classes * (top - own)
+        gaps = torch.where(own == -math.inf, math.inf, gaps)
+        squares = squares / part.square()
+        found = {LOG_ODDS: t, TARGET: own, GAPS: gaps, RIVAL_SQUARES: squares}
         if CHANCE_ODDS in names:
             rivals = shard.num_classes - 1
             gap = top - own
@@ -662,7 +746,7 @@ class _ShardedRows(torch.autograd.Function):
             small = gap + torch.log1p(torch.where(near, excess / rivals, 0.0))
             found[CHANCE_ODDS] = torch.where(near, small, t - math.log(rivals))
         ctx.shard, ctx.names = shard, names
-        ctx.save_for_backward(f, y, top, part)
+        ctx.save_for_backward(f, y, top, part, squares if RIVAL_SQUARES in names else None)
         return tuple(torch.where(y < 0, 0.0, found[name]) for name in names)
 
     @staticmethod
@@ -682,6 +766,7 @@ class _ShardedGradient(torch.autograd.Function):
         y: Tensor,
         top: Tensor,
         part: Tensor,
+        squares: Tensor | None,
         shard: _Shard,
         names: tuple[str, ...],
         *gs: Tensor,
@@ -689,9 +774,14 @@ class _ShardedGradient(torch.autograd.Function):
         given = dict(zip(names, gs, strict=True))
         zero = torch.zeros_like(top)
         slope = given.get(LOG_ODDS, zero) + given.get(CHANCE_ODDS, zero)
-        towards, level = given.get(TARGET, zero), given.get(TOTAL, zero)
-        slope, towards, level = (
-            (torch.where(y < 0, 0.0, g) * shard.scale).unsqueeze(1) for g in (slope, towards, level)
+        towards, level = given.get(TARGET, zero), given.get(GAPS, zero)
+        at_target = towards - slope - (shard.num_classes - 1) * level
+        bow = 2 * given.get(RIVAL_SQUARES, zero)
+        if squares is not None:
+            slope = slope - bow * squares
+        slope, at_target, level, bow = (
+            (torch.where(y < 0, 0.0, g) * shard.scale).unsqueeze(1)
+            for g in (slope, at_target, level, bow)
         )
         out = torch.empty_like(f)
         for rows, z, target in _shard_tiles(f, y, shard):
@@ -699,9 +789,11 @@ class _ShardedGradient(torch.autograd.Function):
             target.put(z, -math.inf)  # the target's own may be far above the largest rival
             # 0 only where all rivals are at -inf: then every share is 0, not 0/0.
             share = part[rows].clamp(min=torch.finfo(part.dtype).tiny).reciprocal()
-            z.exp_().mul_(slope[rows] * share.unsqueeze(1))
-            target.put(z, (towards - slope)[rows])
-            out[rows] = (z + level[rows]).to(f.dtype)
+            z.exp_().mul_(share.unsqueeze(1))
+            z.mul_(slope[rows] if squares is None else z * bow[rows] + slope[rows])
+            z.add_(level[rows])
+            target.put(z, at_target[rows])
+            out[rows] = z.to(f.dtype)
         return out
 
     @staticmethod

@@ -12,7 +12,8 @@ further statistics of the row, computed from the same tiles:
     log_odds      t
     chance_odds   t - log(K - 1), accurate where all logits nearly agree
     target        z_y   (so that log Z = z_y + softplus(t))
-    total         sum_k z_k
+    gaps          sum_{k != y} (z_k - z_y), +inf where z_y is -inf (so that
+                  sum_k log p_k = gaps - K softplus(t))
     rival_squares sum_{k != y} r_k^2   (so that sum_k p_k^2 = p_y^2 + (1 - p_y)^2 rival_squares)
 
 A target of -1 marks a row that is not there: its logits reach neither value nor gradient.
@@ -32,11 +33,11 @@ from torch import Tensor
 from lossary._checks import check_in_memory
 from lossary._numerics import log1mexp
 
-LOG_ODDS, CHANCE_ODDS, TARGET, TOTAL, RIVAL_SQUARES = STATISTICS = (
+LOG_ODDS, CHANCE_ODDS, TARGET, GAPS, RIVAL_SQUARES = STATISTICS = (
     "log_odds",
     "chance_odds",
     "target",
-    "total",
+    "gaps",
     "rival_squares",
 )
 
@@ -132,7 +133,7 @@ def row_statistics(
     if shift is None:
         return out
     rivals = logits.shape[class_dim] - 1
-    factor = {LOG_ODDS: 1, CHANCE_ODDS: 1, TOTAL: rivals, TARGET: 0, RIVAL_SQUARES: 0}
+    factor = {LOG_ODDS: 1, CHANCE_ODDS: 1, GAPS: rivals, TARGET: 0, RIVAL_SQUARES: 0}
     return tuple(
         x + shift * factor[name] if factor[name] else x for name, x in zip(names, out, strict=True)
     )
@@ -239,8 +240,12 @@ def hardest_rival(
     Without a target: against every class, along the class axis. At a tie the gradient goes to one
     of the tied rivals.
     """
-    check_in_memory(logits, "the hardest rival")
     matrix = margin if isinstance(margin, Tensor) and margin.dim() == 2 else None
+    if not isinstance(logits, Tensor):
+        if matrix is not None or target is None:
+            check_in_memory(logits, "a matrix of margins" if target is not None else "every class")
+        gap = logits._hardest_gap(target)
+        return gap if margin is None else gap + _shift(margin, 1.0, target, logits)
     f = logits.movedim(class_dim, -1)
     lowest = torch.finfo(f.dtype).min
     if target is None:
@@ -495,11 +500,16 @@ def _stock(
             out.append(_chance_odds(z - own, t, 1))
         elif name == TARGET:
             out.append(at_target)
-        elif name == TOTAL:
-            out.append(z.sum(1))
+        elif name == GAPS:
+            out.append(_gaps(z - own, at_target))
         else:
             out.append(_with_target(torch.softmax(rivals, 1), j, 0.0).square().sum(1))
     return tuple(out)
+
+
+def _gaps(gap: Tensor, own: Tensor) -> Tensor:
+    """Return the sum of the gaps to the target, and of an impossible target infinity, not nan."""
+    return torch.where(own == -math.inf, math.inf, gap.sum(1))
 
 
 def _chance_odds(gap: Tensor, t: Tensor, axis: int) -> Tensor:
@@ -531,8 +541,8 @@ def _push(
             out.append(mean - own)
         elif name == TARGET:
             out.append(own)
-        elif name == TOTAL:
-            out.append(w.sum(1))
+        elif name == GAPS:
+            out.append(w.sum(1) - w.shape[1] * own)
         else:
             square = r.square()
             out.append(2 * ((square * w).sum(1) - square.sum(1) * mean))
@@ -557,8 +567,8 @@ def _pull(
             total = total + (g * r).scatter_add(1, j, -g)
         elif name == TARGET:
             total = total.scatter_add(1, j, g)
-        elif name == TOTAL:
-            total = total + g
+        elif name == GAPS:
+            total = (total + g).scatter_add(1, j, -z.shape[1] * g)
         else:
             square = r.square()
             total = total + 2 * g * (square - r * square.sum(1, keepdim=True))
@@ -670,8 +680,8 @@ def _tiled_values(
         put = {name: tile.at_row(x, a, b) for name, x in out.items()}
         if TARGET in put:
             put[TARGET].copy_(own1)
-        if TOTAL in put:
-            put[TOTAL].copy_(z.sum(1))
+        if GAPS in put:
+            put[GAPS].copy_(_gaps(z - own, own1))
         z.scatter_(1, j, tile.lowest)
         top = z.amax(1)
         if CHANCE_ODDS in put:
@@ -714,9 +724,9 @@ def _tiled_gradient(
         first, *others = (given[n] for n in wanted if n in given)
         return torch.where(y < 0, 0.0, sum(others, first) * scale)
 
-    slopes, targets, squares, totals = (
+    slopes, targets, squares, levels = (
         coefficient(*wanted) if any(n in given for n in wanted) else None
-        for wanted in ((LOG_ODDS, CHANCE_ODDS), (TARGET,), (RIVAL_SQUARES,), (TOTAL,))
+        for wanted in ((LOG_ODDS, CHANCE_ODDS), (TARGET,), (RIVAL_SQUARES,), (GAPS,))
     )
     zero = torch.zeros((), dtype=tile.dtype, device=f.device)
     for a, b in _tiles(f):
@@ -734,9 +744,12 @@ def _tiled_gradient(
             double = 2 * tile.at_row(squares, a, b).unsqueeze(1)
             z.scatter_(1, j, 0.0)
             slope = z * double + (slope - double * z.square().sum(1, keepdim=True))
-        z.mul_(slope).scatter_(1, j, at_target)
-        if totals is not None:
-            z.add_(tile.at_row(totals, a, b).unsqueeze(1))
+        z.mul_(slope)
+        if levels is not None:
+            level = tile.at_row(levels, a, b).unsqueeze(1)
+            z.add_(level)
+            at_target = at_target - (z.shape[1] - 1) * level
+        z.scatter_(1, j, at_target)
         if in_place is None:
             gradient.copy_(z)
     return out

@@ -55,7 +55,7 @@ class LDRKLLoss(ClassificationLoss):
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
         Values (N, ...). Logits in memory, streamed or sharded
         (:class:`lossary.LinearLogits`, :class:`lossary.ShardedLogits`); the latter two neither with
-        lam = 0, a (K, K) margin nor ``normalize``.
+        a (K, K) margin nor with ``normalize``.
 
     Properties:
         Convex in the logits, gradient r* - e_y with r* = softmax(z/lam), so of norm at most
@@ -267,7 +267,9 @@ class CrammerSingerLoss(ClassificationLoss):
 
     Shape:
         logits (N, K, ...), target (N, ...) class indices or (N, K, ...) probabilities; K >= 2.
-        Values (N, ...). Logits in memory (dense layout).
+        Values (N, ...). Logits in memory, streamed or sharded
+        (:class:`lossary.LinearLogits`, :class:`lossary.ShardedLogits`); the latter two without a
+        (K, K) margin.
 
     Properties:
         Convex in the logits, >= 0, and 0 iff every margin is kept. Gradient e_k - e_y for a
@@ -685,9 +687,9 @@ def _mean_gap(logits: Tensor, target: Tensor | None, axis: int, margin: float | 
         margin = margin.to(f.dtype)
         mean = margin.sum(1) if margin.dim() == 2 else margin * (num_classes - 1)
         return (gap.movedim(axis, -1) + mean / num_classes).movedim(-1, axis)
-    names = (_softmax.TOTAL, _softmax.TARGET)
-    total, own = _softmax.row_statistics(logits, target, names, class_dim=axis, margin=margin)
-    return torch.where(own == -math.inf, math.inf, total / num_classes - own)
+    names = (_softmax.GAPS,)
+    (gaps,) = _softmax.row_statistics(logits, target, names, class_dim=axis, margin=margin)
+    return gaps / num_classes
 
 
 def _quadratic_value(
