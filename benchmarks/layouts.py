@@ -37,12 +37,19 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 def losses() -> dict[str, Loss]:
     """Return what is measured, as functions of hidden states, weight and target."""
     ldr, comp_sum = LDRKLLoss(), CompSumLoss()
-    return {
+    found: dict[str, Loss] = {
         IN_MEMORY: lambda h, w, y: ldr(F.linear(h, w), y),
         STREAMED: lambda h, w, y: ldr(LinearLogits(h, w), y),
         CROSS_ENTROPY: lambda h, w, y: F.cross_entropy(F.linear(h, w), y),
         "LinearLogits + CompSumLoss()": lambda h, w, y: comp_sum(LinearLogits(h, w), y),
     }
+    if hasattr(F, "linear_cross_entropy"):  # from torch 2.13 on
+        for size in (None, 256):
+            options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=size)
+            found[f"F.linear_cross_entropy, {f'chunks of {size}' if size else 'by itself'}"] = (
+                lambda h, w, y, options=options: F.linear_cross_entropy(h, w, y, options=options)
+            )
+    return found
 
 
 def data(rows: int, width: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
