@@ -20,6 +20,7 @@ from lossary._checks import (
     check_floating,
     check_in_memory,
     check_int,
+    check_plain,
     check_positive,
 )
 from lossary._softmax import (
@@ -169,6 +170,8 @@ class LinearLogits(Layout):
         softcap: float | None = None,
         tile_size: int | None = None,
     ) -> None:
+        for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+            check_plain(name, x, "within the forward of a module of fully_shard, or full_tensor()")
         check_floating("hidden", hidden)
         if hidden.dim() == 0:
             raise ValueError("hidden: expected shape (..., H), got a 0-dim tensor")
@@ -567,7 +570,7 @@ class ShardedLogits(Layout):
         rank, own = _distributed.rank_in(process_group), local_logits.shape[-1]
         world = _distributed.world_size(process_group)
         if sizes is None:
-            sizes = _distributed.gather_ints(own, local_logits.device, process_group)
+            sizes = _asked_sizes(local_logits, process_group)
         sizes = [check_int("sizes", n, 1) for n in sizes]
         if len(sizes) != world or sizes[rank] != own:
             raise ValueError(f"sizes: expected {world} numbers, {own} at place {rank}, got {sizes}")
@@ -599,6 +602,18 @@ class _Shard(NamedTuple):
     num_classes: int
     scale: float
     group: Any
+
+
+def _asked_sizes(x: Tensor, group: Any) -> list[int]:
+    """Return how many classes every process has, all of them of the same rows."""
+    kind = _distributed.kind(x, math.prod(x.shape[:-1]))
+    every = _distributed.gather_ints([x.shape[-1], *kind], x.device, group)
+    if any(found[1:] != every[0][1:] for found in every):
+        raise ValueError(
+            "local_logits: expected the same rows, of one dtype, on all processes, got numbers of "
+            f"rows {[found[1] for found in every]}, here {x.dtype}"
+        )
+    return [found[0] for found in every]
 
 
 def _of_dtensor(x: Any, group: Any) -> tuple[Any, Any]:
