@@ -125,9 +125,10 @@ class Loss(nn.Module):
 
     Under ``torch.distributed``, ``"batchmean"`` counts the entries of all processes and multiplies
     by their number: with the usual averaging of gradients that is the gradient of one process on
-    the whole batch. Every process must call it. ``"mean"`` is the mean of this process, except in
-    losses that gather the rows of all: there it is W sum(w * l) / (sum(w) over all W processes),
-    which averages to the mean of the whole batch. ``"sum"`` is the sum of this process: gradients
+    the whole batch. Every process must call it. ``"mean"`` is the mean of this process
+    (:func:`lossary.global_normalizer` makes it that of all), except in losses that gather the rows
+    of all: there it is W sum(w * l) / (sum(w) over all W processes), which averages to the mean of
+    the whole batch. ``"sum"`` is the sum of this process: gradients
     add up to those of the whole batch, and averaging them gives 1/W of that.
 
     Args:
@@ -638,7 +639,7 @@ class ClassificationLoss(Loss):
     def _check_inputs(self, logits: Tensor, target: Tensor) -> int:
         """Check what can be checked without looking at the values; return the class axis."""
         if not isinstance(logits, Layout):
-            instead = "or ShardedLogits(logits) where the classes are spread over processes"
+            instead = "ShardedLogits(logits) where the classes are spread over processes"
             check_plain("logits", logits, instead)
             check_floating("logits", logits)
         check_tensor("target", target)

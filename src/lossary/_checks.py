@@ -56,14 +56,14 @@ def check_tensor(name: str, value: object) -> None:
     """Raise an error unless ``value`` is a tensor, all of it on this process."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-    check_plain(name, value, "its to_local() or full_tensor()")
+    check_plain(name, value, "its to_local(), if those are the samples of this process")
 
 
 def check_plain(name: str, value: object, instead: str) -> None:
     """Raise an error for a DTensor, of which a kernel would see one process's part as all."""
     if type(value) is not Tensor and hasattr(value, "placements"):
         raise TypeError(
-            f"{name}: expected a plain tensor, {instead} say, got a DTensor with {value.placements}"
+            f"{name}: expected a plain tensor ({instead}), got a DTensor with {value.placements}"
         )
 
 

@@ -128,7 +128,9 @@ class LinearLogits(Layout):
     Limits:
         First order only: a second derivative, ``torch.func``, ``is_grads_batched`` and forward
         mode raise a RuntimeError. :meth:`in_memory` gives logits that have them. Under
-        ``torch.compile`` the logits are held in memory.
+        ``torch.compile`` the logits are held in memory. Under ``fully_shard`` a weight is whole
+        only within the forward of the module it belongs to: call the loss in there. Elsewhere it
+        is a DTensor, which is refused.
 
     Note:
         Half precision is computed in float32, the products too, also under autocast: the logits
@@ -138,8 +140,8 @@ class LinearLogits(Layout):
     Raises:
         ValueError: widths, lengths or devices that do not fit, fewer than 2 classes,
             ``temperature`` or ``softcap`` not positive and finite, ``tile_size`` below 1.
-        TypeError: tensors that are not floating point, float64 with another dtype, ``tile_size``
-            not an int, ``temperature`` or ``softcap`` not numbers.
+        TypeError: tensors that are not floating point, or DTensors; float64 with another dtype;
+            ``tile_size`` not an int, ``temperature`` or ``softcap`` not numbers.
 
     Reference:
         Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, for the idea;
@@ -171,7 +173,7 @@ class LinearLogits(Layout):
         tile_size: int | None = None,
     ) -> None:
         for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-            check_plain(name, x, "within the forward of a module of fully_shard, or full_tensor()")
+            check_plain(name, x, "as within the forward of the module given to fully_shard")
         check_floating("hidden", hidden)
         if hidden.dim() == 0:
             raise ValueError("hidden: expected shape (..., H), got a 0-dim tensor")
@@ -537,7 +539,8 @@ class ShardedLogits(Layout):
 
     Raises:
         ValueError: ``local_logits`` without a class, ``sizes`` that do not fit them or the group,
-            fewer than 2 classes in all, a process group that this process is not in.
+            fewer than 2 classes in all, a process group that this process is not in, another
+            number of rows or dtype than on other processes (where ``sizes`` are asked).
         TypeError: ``local_logits`` not a floating-point tensor, or a DTensor, whose ``to_local()``
             is meant where it is sharded on the class axis.
 
