@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 import lossary
+from cases import CASES
 from lossary import (
     ALDRKLLoss,
     ClassificationLoss,
@@ -149,6 +150,68 @@ def test_a_head_is_itself_on_logits_in_memory(head, data):
     close(out, expected)
     for a, b in zip(found, gradients(expected, inputs[:3], cotangent), strict=True):
         close(a, b)
+
+
+def near(found, exact, dtype):
+    """Hold a result of float32 arithmetic, rounded to the dtype, against one in float64."""
+    if dtype is F64:
+        close(found, exact)
+        return
+    size = float(exact.abs().max()) if exact.numel() else 0.0
+    rtol = 1e-5 + 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found.double(), exact, rtol=rtol, atol=2e-5 * size + 1e-7)
+
+
+#: Heads with a margin for each of K classes.
+OF_K_CLASSES = ("LDR_margins", "LDR_mean")
+
+
+@every_head
+@given(data=st.data())
+def test_layouts_agree(head, data):
+    draw = data.draw
+    shape = draw(st.sampled_from([(1,), (6,), (2, 3), (3, 1, 2)]))
+    count, options = math.prod(shape), LAYERS[draw(st.sampled_from(sorted(LAYERS)))]
+    k = K if head in OF_K_CLASSES else draw(st.integers(2, 12))
+    dtype = draw(st.sampled_from([F32, F64, torch.bfloat16]))
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    rows = st.lists(st.booleans(), min_size=count, max_size=count)
+    ignored, weightless = (torch.tensor(draw(rows)).view(shape) for _ in range(2))
+    *inputs, target = made(shape, draw(st.integers(1, 5)), k, dtype, draw(st.booleans()))
+    target = target.masked_fill(ignored, -100)
+    w = torch.rand(shape).masked_fill(weightless, 0.0) if draw(st.booleans()) else ~weightless
+    loss = HEADS[head](
+        reduction=draw(st.sampled_from(["mean", "sum", "batchmean"])),
+        class_weight=torch.rand(k) if draw(st.booleans()) else None,
+        class_dim=-1,
+    )
+    # In memory, in float64; what is not there is 0, as no gradient of a product survives a nan.
+    absent = (ignored | weightless).unsqueeze(-1)
+    exact = [None if x is None else x.detach().double() for x in inputs]
+    exact[0].masked_fill_(absent, 0.0)
+    leaves = [x.requires_grad_() for x in exact if x is not None]
+    logits = LinearLogits(*exact, **options).in_memory()
+    expected = loss(logits, target, weight=w)
+    wanted = torch.autograd.grad(expected, [logits, *leaves], allow_unused=True)
+    # Streamed.
+    with torch.no_grad():
+        inputs[0].masked_fill_(absent, draw(st.sampled_from([0.0, INF, NAN])))
+    with budget(draw(st.integers(1, 20))):
+        tile_size = draw(st.sampled_from([None, 1, 2, 4, 100]))
+        out = loss(LinearLogits(*inputs, tile_size=tile_size, **options), target, weight=w)
+        found = gradients(out, inputs)
+    assert out.dtype is (F64 if dtype is F64 else F32)
+    near(out, expected.detach(), out.dtype)
+    for a, b in zip(found, wanted[1:], strict=True):
+        assert a.dtype is dtype
+        near(a, b, dtype)
+    # Sharded, of one process.
+    local = logits.detach().to(dtype).masked_fill(absent, NAN).requires_grad_()
+    whole = local.detach().double().masked_fill(absent, 0.0).requires_grad_()
+    expected = loss(whole, target, weight=w)
+    out = loss(lossary.ShardedLogits(local), target, weight=w)
+    near(out, expected.detach(), out.dtype)
+    near(*(gradients(x, (y,))[0] for x, y in ((out, local), (expected, whole))), dtype)
 
 
 @every_layer
@@ -529,6 +592,33 @@ def test_losses_of_further_inputs_refuse():
         _softmax.hardest_rival(logits, None)
     with says:
         token_logps(LinearLogits(hidden[None], weight), target[None], softcap=2.0)
+
+
+BOTH = {
+    "streamed": lambda: LinearLogits(torch.zeros(N, H), torch.zeros(K, H)),
+    "sharded": lambda: lossary.ShardedLogits(torch.zeros(N, K)),
+}
+
+
+@pytest.mark.parametrize("layout", BOTH)
+@pytest.mark.parametrize("name", [n for n, cases in CASES.items() if cases])
+def test_a_layout_stands_for_logits_alone(layout, name):
+    # In the place of every input of every loss.
+    case = CASES[name][0]
+    inputs = case.inputs(N, F32, torch.Generator().manual_seed(0))
+    names = list(inspect.signature(type(case.loss()).per_sample).parameters)[1:]
+    for i, wrong in enumerate(names[: len(inputs)]):
+        loss = case.loss()
+        if not isinstance(inputs[i], torch.Tensor):
+            continue
+        if i == 0 and "LinearLogits" in (inspect.getdoc(loss).split("Properties:")[0]):
+            continue
+        given = [*inputs[:i], BOTH[layout](), *inputs[i + 1 :]]
+        with pytest.raises(TypeError, match=rf"^{wrong}: expected .*, got \w+Logits"):
+            loss(*given)
+    if isinstance(inputs[0], torch.Tensor):
+        with pytest.raises(TypeError, match=r"^weight: expected .*, got \w+Logits"):
+            case.loss()(*inputs, weight=BOTH[layout]())
 
 
 @every_head

@@ -27,6 +27,7 @@ BASES = (
     "PairwisePreferenceLoss",
     "Properties",
     "ShardedLogits",
+    "global_normalizer",
 )
 LISTED = {name: x for name, x in PUBLIC.items() if name not in BASES}
 LOSSES = {name: x for name, x in LISTED.items() if inspect.isclass(x) and issubclass(x, Loss)}

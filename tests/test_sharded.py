@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from lossary import (
     ReverseCrossEntropyLoss,
     ShardedLogits,
     SymmetricCrossEntropyLoss,
+    TruncatedGCELoss,
     WestonWatkinsLoss,
     _softmax,
     token_logps,
@@ -248,7 +250,68 @@ class Counted:
         return call
 
 
+def drawn(world_size, seed):
+    """A loss, logits, targets, weights, and how many classes each process has; as everywhere."""
+    pick = random.Random(seed)
+    sizes = [pick.randint(1, 4) for _ in range(world_size)]
+    k, generator = sum(sizes), torch.Generator().manual_seed(seed)
+    shape = pick.choice([(1,), (6,), (2, 3), (0, 2)])
+    dtype = pick.choice([torch.float32, F64, torch.bfloat16])
+    options = {
+        "reduction": pick.choice(["mean", "sum", "none"]),
+        "class_weight": torch.rand(k, generator=generator) if pick.random() < 0.5 else None,
+    }
+    loss = pick.choice(
+        [
+            CompSumLoss(pick.choice([0.0, 0.5, 1.0, 1.5, 2.5]), **options),
+            GeneralizedCrossEntropyLoss(pick.random(), **options),
+            TruncatedGCELoss(k=0.1, **options),
+            MulticlassMAELoss(**options),
+            ReverseCrossEntropyLoss(**options),
+            SymmetricCrossEntropyLoss(pick.random(), 1.0, **options),
+            LDRKLLoss(
+                pick.choice([0.5, 4.0, math.inf]),
+                torch.rand(k, dtype=F64, generator=generator),
+                **options,
+            ),
+            LDRKLLoss(pick.choice([0.5, 4.0, 1e3]), 0.3, **options),
+        ]
+    )
+    scale = pick.choice([1e-3, 1.0, 10.0])
+    logits = (scale * torch.randn(*shape, k, dtype=F64, generator=generator)).to(dtype)
+    target = torch.randint(k, shape, generator=generator)
+    target[torch.rand(shape, generator=generator) < 0.2] = -100
+    weight = torch.rand(shape, generator=generator)
+    weight[weight < 0.2] = 0.0
+    return loss, logits, target, weight, sizes
+
+
+def _drawn(rank, world_size):
+    """Any loss, shape, dtype and split: in float64 on one process."""
+    for seed in range(60):
+        loss, logits, target, weight, sizes = drawn(world_size, seed)
+        absent = ((target == -100) | (weight == 0)).unsqueeze(-1)
+        exact = logits.double().masked_fill(absent, 0.0).requires_grad_()
+        want = loss(exact.movedim(-1, 1), target, weight=weight)
+        (gradient,) = torch.autograd.grad(want.sum(), exact)
+        first = sum(sizes[:rank])
+        mine = slice(first, first + sizes[rank])
+        local = logits.masked_fill(absent, math.nan)[..., mine].requires_grad_()
+        got = loss(ShardedLogits(local), target, weight=weight)
+        (own,) = torch.autograd.grad(got.sum(), local)
+        wide = local.dtype is F64
+        assert (got.dtype, own.dtype) == (F64 if wide else torch.float32, local.dtype)
+        for a, b in ((got, want), (own, gradient[..., mine])):
+            size = float(gradient.abs().max()) if gradient.numel() else 0.0
+            if wide:
+                close(a, b)
+            else:
+                eps = torch.finfo(a.dtype).eps
+                close(a.double(), b, 1e-5 + 2 * eps, 2e-5 * max(size, 1.0 if a is got else 0.0))
+
+
 def _rank(rank, world_size):
+    _drawn(rank, world_size)
     bounds = {2: [0, 3, 7], 3: [0, 1, 5, 7]}[world_size]
     shard = slice(bounds[rank], bounds[rank + 1])
     for loss in HEADS:

@@ -2,6 +2,7 @@
 
 from lossary import testing as testing
 from lossary._base import ClassificationLoss, Loss
+from lossary._distributed import global_normalizer
 from lossary._layouts import LinearLogits, ShardedLogits
 from lossary._properties import Properties
 from lossary.adaptation import SymmetricConsistencyLoss
@@ -83,6 +84,7 @@ __all__ = [
     "comp_sum_gamma",
     "comp_sum_transform",
     "consistency_boundary",
+    "global_normalizer",
     "ict_discretization_steps",
     "ict_weights",
     "karras_sigmas",

@@ -27,8 +27,11 @@ from lossary._checks import (
     check_device,
     check_floating,
     check_int,
+    check_integers,
     check_number,
+    check_plain,
     check_tensor,
+    check_weight_type,
 )
 from lossary._layouts import Layout
 from lossary._properties import Properties
@@ -122,9 +125,10 @@ class Loss(nn.Module):
 
     Under ``torch.distributed``, ``"batchmean"`` counts the entries of all processes and multiplies
     by their number: with the usual averaging of gradients that is the gradient of one process on
-    the whole batch. Every process must call it. ``"mean"`` is the mean of this process, except in
-    losses that gather the rows of all: there it is W sum(w * l) / (sum(w) over all W processes),
-    which averages to the mean of the whole batch. ``"sum"`` is the sum of this process: gradients
+    the whole batch. Every process must call it. ``"mean"`` is the mean of this process
+    (:func:`lossary.global_normalizer` makes it that of all), except in losses that gather the rows
+    of all: there it is W sum(w * l) / (sum(w) over all W processes), which averages to the mean of
+    the whole batch. ``"sum"`` is the sum of this process: gradients
     add up to those of the whole batch, and averaging them gives 1/W of that.
 
     Args:
@@ -311,10 +315,7 @@ def _check_divisor(number: float) -> None:
 
 
 def _check_weight_type(weight: object) -> None:
-    check_tensor("weight", weight)
-    assert isinstance(weight, Tensor)
-    if not (weight.dtype.is_floating_point or weight.dtype is torch.bool):
-        raise TypeError(f"weight: expected a float or bool tensor, got {weight.dtype}")
+    check_weight_type("weight", weight)
 
 
 def _check_weight(weight: Tensor, shape: torch.Size, values: Tensor) -> None:
@@ -478,13 +479,62 @@ class ClassificationLoss(Loss):
         values = self.per_sample(*self._inputs(logits, None, others))
         return expectation(values, probabilities, mass, self._class_axis(logits))
 
+    def effective_weight(self, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        r"""Return what every entry counts with: ``"mean"`` divides by their sum.
+
+        .. math:: w_i = \text{weight}_i \cdot \text{class\_weight}_{y_i} \quad\text{or}\quad
+                  w_i = \text{weight}_i \sum_k q_{ik}\, \text{class\_weight}_k,
+                  \qquad w_i = 0 \text{ where the target is ignored}
+
+        For :func:`lossary.global_normalizer`, which needs the weights of a whole batch before there
+        are any logits.
+
+        Args:
+            target: class indices, or class probabilities with the classes on the axis
+                ``class_dim``.
+            weight: as in the call of the loss.
+
+        Returns:
+            A tensor in the shape of the index target, float32, or float64 where an argument or
+            ``class_weight`` is.
+
+        Raises:
+            ValueError: as in the call of the loss.
+            TypeError: as in the call of the loss.
+        """
+        check_tensor("target", target)
+        soft = target.dtype.is_floating_point
+        rows, class_weight = target.shape, self._buffers["class_weight"]
+        if soft:
+            axis = self._class_axis(target, "target")
+            self._check_class_weight(target.shape[axis])
+            rows = rows[:axis] + rows[axis + 1 :]
+        else:
+            check_integers("target", target, "integer class indices")
+        if weight is not None:
+            _check_weight_type(weight)
+            _check_weight(weight, rows, target)
+        dtypes = [x.dtype for x in (target, weight, class_weight) if x is not None]
+        dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        if not soft:
+            target = target.long()
+            num_classes = math.inf if class_weight is None else len(class_weight)
+            ignored = self._ignored(target, num_classes)
+            return self._weight_of_indices(target, ignored, weight, dtype)
+        self._check_probabilities(target, weight, axis)
+        q = target.to(dtype)
+        if weight is None:
+            return self._mass(q, axis).sum(axis)
+        q = q.masked_fill((weight == 0).unsqueeze(axis), 0.0)
+        return weight.to(dtype) * self._mass(q, axis).sum(axis)
+
     def _inputs(self, logits: Tensor, target: Tensor | None, others: Iterable[Any]) -> list[Any]:
         """Return the arguments of per_sample, the target in its place."""
         inputs = [logits, *others]
         inputs.insert(self._target_at, target)
         return inputs
 
-    def _class_axis(self, logits: Tensor) -> int:
+    def _class_axis(self, logits: Tensor, name: str = "logits") -> int:
         """Return the class axis as a non-negative number; a single row has only one axis."""
         n = logits.dim()
         if isinstance(logits, Layout):
@@ -493,7 +543,7 @@ class ClassificationLoss(Loss):
             return 0
         if not -n <= self.class_dim < n:
             raise ValueError(
-                f"logits: expected an axis {self.class_dim} (class_dim), "
+                f"{name}: expected an axis {self.class_dim} (class_dim), "
                 f"got shape {tuple(logits.shape)}"
             )
         return self.class_dim % n
@@ -521,15 +571,7 @@ class ClassificationLoss(Loss):
         ignored = self._ignored(target, logits.shape[axis])
         if ignored is None and weight is None and class_weight is None:
             return self.per_sample(*self._inputs(logits, target, others)), None, None
-        if weight is None:
-            weight = torch.ones((), dtype=dtype, device=logits.device)
-        weight = weight.to(dtype)
-        if class_weight is not None:
-            classes = target if ignored is None else target.masked_fill(ignored, 0)
-            weight = weight * class_weight.to(dtype)[classes]
-        weight = weight.expand(target.shape)
-        if ignored is not None:
-            weight = weight.masked_fill(ignored, 0.0)
+        weight = self._weight_of_indices(target, ignored, weight, dtype)
         # From here on one number says that an entry is absent, and the primitive skips it.
         target = target.masked_fill(weight == 0, -1)
         return self.per_sample(*self._inputs(logits, target, others)), weight, None
@@ -544,13 +586,31 @@ class ClassificationLoss(Loss):
             absent = (weight == 0).unsqueeze(axis)
             logits, q = logits.masked_fill(absent, 0.0), q.masked_fill(absent, 0.0)
             weight = weight.to(logits.dtype)
-        mass = q
-        if self.class_weight is not None:
-            shape = [-1 if i == axis else 1 for i in range(logits.dim())]
-            mass = q * self.class_weight.to(q.dtype).view(shape)
+        mass = self._mass(q, axis)
         return self.expected(logits, q, mass, *others), weight, mass.sum(axis)
 
-    def _ignored(self, target: Tensor, num_classes: int) -> Tensor | None:
+    def _weight_of_indices(
+        self, target: Tensor, ignored: Tensor | None, weight: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """Return weight times class weight, in the target's shape, 0 where it is ignored."""
+        class_weight = self._buffers["class_weight"]
+        if weight is None:
+            weight = torch.ones((), dtype=dtype, device=target.device)
+        weight = weight.to(dtype)
+        if class_weight is not None:
+            classes = target if ignored is None else target.masked_fill(ignored, 0)
+            weight = weight * class_weight.to(dtype)[classes]
+        weight = weight.expand(target.shape)
+        return weight if ignored is None else weight.masked_fill(ignored, 0.0)
+
+    def _mass(self, q: Tensor, axis: int) -> Tensor:
+        """Return the probabilities times the class weights."""
+        if self.class_weight is None:
+            return q
+        shape = [-1 if i == axis else 1 for i in range(q.dim())]
+        return q * self.class_weight.to(q.dtype).view(shape)
+
+    def _ignored(self, target: Tensor, num_classes: float) -> Tensor | None:
         """Return which entries to leave out, ``None`` if it is known that there are none.
 
         Where the values can be read without waiting for a device, indices out of range are an
@@ -579,12 +639,9 @@ class ClassificationLoss(Loss):
     def _check_inputs(self, logits: Tensor, target: Tensor) -> int:
         """Check what can be checked without looking at the values; return the class axis."""
         if not isinstance(logits, Layout):
+            instead = "ShardedLogits(logits) where the classes are spread over processes"
+            check_plain("logits", logits, instead)
             check_floating("logits", logits)
-            if hasattr(logits, "placements"):  # its kernels would see one process's part as all
-                raise TypeError(
-                    "logits: expected a plain tensor, or ShardedLogits(logits) where the classes "
-                    f"are spread over processes, got a DTensor with {logits.placements}"
-                )
         check_tensor("target", target)
         if logits.dim() == 0:
             raise ValueError("logits: expected a class axis, got a 0-dim tensor")
@@ -593,11 +650,7 @@ class ClassificationLoss(Loss):
         num_classes = shape[axis]
         if num_classes < 2:
             raise ValueError(f"logits: expected at least 2 classes, got {num_classes}")
-        class_weight = self._buffers["class_weight"]  # a fifth of the time of self.class_weight
-        if class_weight is not None and len(class_weight) != num_classes:
-            raise ValueError(
-                f"class_weight: expected {num_classes} weights, got {len(class_weight)}"
-            )
+        self._check_class_weight(num_classes)
         check_device("target", target, logits)
         rows = shape[:axis] + shape[axis + 1 :]
         if target.dtype.is_floating_point:
@@ -621,6 +674,13 @@ class ClassificationLoss(Loss):
                 f"{tuple(logits.shape)}, got {tuple(target.shape)}"
             )
         return axis
+
+    def _check_class_weight(self, num_classes: int) -> None:
+        class_weight = self._buffers["class_weight"]  # a fifth of the time of self.class_weight
+        if class_weight is not None and len(class_weight) != num_classes:
+            raise ValueError(
+                f"class_weight: expected {num_classes} weights, got {len(class_weight)}"
+            )
 
     def _check_probabilities(self, q: Tensor, weight: Tensor | None, axis: int) -> None:
         if not _softmax.readable(q) or q.numel() == 0:

@@ -53,9 +53,18 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Raise an error unless ``value`` is a tensor."""
+    """Raise an error unless ``value`` is a tensor, all of it on this process."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    check_plain(name, value, "its to_local(), if those are the samples of this process")
+
+
+def check_plain(name: str, value: object, instead: str) -> None:
+    """Raise an error for a DTensor, of which a kernel would see one process's part as all."""
+    if type(value) is not Tensor and hasattr(value, "placements"):
+        raise TypeError(
+            f"{name}: expected a plain tensor ({instead}), got a DTensor with {value.placements}"
+        )
 
 
 def check_in_memory(logits: object, what: str) -> None:
@@ -72,6 +81,13 @@ def check_floating(name: str, value: Any) -> None:
     check_tensor(name, value)
     if not value.dtype.is_floating_point:
         raise TypeError(f"{name}: expected floating point, got {value.dtype}")
+
+
+def check_weight_type(name: str, value: Any) -> None:
+    """Raise an error unless ``value`` is a tensor of weights, or a mask."""
+    check_tensor(name, value)
+    if not (value.dtype.is_floating_point or value.dtype is torch.bool):
+        raise TypeError(f"{name}: expected a float or bool tensor, got {value.dtype}")
 
 
 def check_integers(name: str, value: Any, what: str = "integers") -> None:

@@ -1,10 +1,15 @@
 """What a loss needs to know about the other processes."""
 
+import math
+import zlib
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from lossary._checks import check_device, check_weight_type
 
 #: A process group; ``None`` for all processes.
 Group: TypeAlias = Any
@@ -64,6 +69,83 @@ def rank_in(group: Group) -> int:
     return rank
 
 
+def global_normalizer(*weights: Tensor, process_group: Group = None) -> Tensor:
+    r"""Return the ``normalizer`` that makes the weighted mean that of all processes.
+
+    .. math:: n = \frac{1}{W} \sum_{r=1}^{W} \sum_i w_{r,i}
+
+    A trainer that averages gradients over W processes (``DistributedDataParallel``,
+    ``fully_shard``) makes of ``"mean"`` the mean of the processes' means. Where they have unequally
+    many samples, tokens or labels, that is not the mean of the batch: what stands on a process with
+    few counts for more. ``loss(..., weight=w, normalizer=global_normalizer(w))`` on every process
+    has exactly the gradient of one process with the whole batch. So has gradient accumulation, with
+    the weights of all micro-batches given at once and their number used in each of them. It takes
+    one collective, of two numbers, and does not wait for a device.
+
+    Args:
+        weights: what the samples of this process count with: a float tensor, or a bool one for a
+            mask, in the shape of the loss's values (one of shape (N, 1) for values (N, T) would
+            count N times only); several where the batch comes in parts, empty ones where a process
+            has nothing. For a loss with class weights or ignored targets they come from
+            :meth:`ClassificationLoss.effective_weight`; for ``SequenceNLLLoss`` they are the
+            weights times the lengths.
+        process_group: the processes whose gradients are averaged; all of them must call this.
+            Without those over which classes or layers are spread: their samples are the same.
+            Default: the default group; without ``torch.distributed`` this process alone.
+
+    Returns:
+        A 0-dim tensor without a gradient, in float64, so that counts stay exact; the loss casts it
+        to its own dtype. 1 where all weights of all processes are 0: the loss is 0 then.
+
+    Note:
+        In one process it is sum(w), a constant: ``"mean"`` with a learnt weight has a gradient
+        through its denominator too, this has not. Losses that gather the rows of all processes
+        (``InfoNCELoss`` and its like) have the right mean already. A trainer that adds gradients up
+        instead of averaging them needs W times this number.
+
+    Raises:
+        ValueError: no weights at all; weights on several devices; a process group that this process
+            is not in.
+        TypeError: weights neither float nor bool (labels and lengths, say, unless they are cast); a
+            ``process_group`` that is none.
+
+    Reference:
+        Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", 2020,
+        for the averaging of gradients.
+
+    Example:
+        A step with accumulation over two micro-batches, here in one process. Under
+        ``DistributedDataParallel`` all but the last backward stand within ``model.no_sync()``.
+
+        >>> import torch
+        >>> from lossary import CompSumLoss, global_normalizer
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
+        >>> target = torch.tensor([0, 0, -100])
+        >>> loss = CompSumLoss(class_weight=torch.tensor([3.0, 1.0]))
+        >>> parts = [(logits[:1], target[:1]), (logits[1:], target[1:])]
+        >>> n = global_normalizer(*(loss.effective_weight(y) for _, y in parts))
+        >>> n
+        tensor(6., dtype=torch.float64)
+        >>> sum(loss(f, y, normalizer=n) for f, y in parts)
+        tensor(0.7201)
+        >>> loss(logits, target)
+        tensor(0.7201)
+    """
+    check_group(process_group)
+    rank_in(process_group)
+    if not weights:
+        raise ValueError("weights: expected at least one tensor, got none")
+    for w in weights:
+        check_weight_type("weights", w)
+        check_device("weights", w, weights[0])
+    # The same on all processes, whatever their weights are in; but not every device has float64.
+    dtype = torch.float32 if weights[0].device.type == "mps" else torch.float64
+    sums = torch.stack([w.detach().sum(dtype=dtype) for w in weights])
+    counts = torch.stack([(w != 0).sum(dtype=dtype) for w in weights])
+    total, left = sum_over_ranks(torch.stack((sums.sum(), counts.sum())), process_group)
+    return torch.where(left == 0, 1.0, total / world_size(process_group))
+
+
 def sum_over_ranks(x: Tensor, group: Group = None) -> Tensor:
     """Return the sum of ``x`` over all processes, without a gradient; all of them must call it."""
     if world_size(group) == 1:
@@ -82,14 +164,38 @@ def largest_over_ranks(x: Tensor, group: Group = None) -> Tensor:
     return largest
 
 
-def gather_ints(number: int, device: torch.device, group: Group = None) -> list[int]:
-    """Return the numbers of all processes, which are read on the host."""
+def gather_ints(
+    numbers: Sequence[int], device: torch.device, group: Group = None
+) -> list[list[int]]:
+    """Return the numbers of all processes, equally many each, which are read on the host."""
     if world_size(group) == 1:
-        return [number]
-    own = torch.tensor([number], device=device)
+        return [list(numbers)]
+    own = torch.tensor(numbers, device=device)
     every = [torch.empty_like(own) for _ in range(world_size(group))]
     dist.all_gather(every, own, group=group)
-    return [int(n) for n in every]
+    return [x.tolist() for x in every]
+
+
+def kind(x: Tensor, width: int) -> tuple[int, int]:
+    """Return two numbers that are the same on all processes that may exchange ``x``."""
+    return width, zlib.crc32(str(x.dtype).encode())
+
+
+def _lengths(tensors: tuple[Tensor, ...], group: Group) -> list[int]:
+    """Return how many rows each process has.
+
+    Rows that differ in more than their number would be read as what they are not, or waited for
+    forever; but then the error is one of all processes.
+    """
+    kinds = [n for x in tensors for n in kind(x, math.prod(x.shape[1:]))]
+    every = gather_ints([len(tensors[0]), *kinds], tensors[0].device, group)
+    if any(others != every[0][1:] for _, *others in every):
+        widths = [found[1::2] for found in every]
+        raise ValueError(
+            "process_group: expected rows of one width and dtype on all of its processes, got "
+            f"widths {widths}, here {[x.dtype for x in tensors]}"
+        )
+    return [count for count, *_ in every]
 
 
 def gather_rows(*tensors: Tensor, group: Group = None) -> tuple[Tensor, ...]:
@@ -100,7 +206,7 @@ def gather_rows(*tensors: Tensor, group: Group = None) -> tuple[Tensor, ...]:
     """
     if world_size(group) == 1:
         return tensors
-    counts = gather_ints(len(tensors[0]), tensors[0].device, group)
+    counts = _lengths(tensors, group)
     return tuple(_gather_padded(x.detach(), counts, group) for x in tensors)
 
 
@@ -111,7 +217,7 @@ def gather_with_gradient(*tensors: Tensor, group: Group = None) -> tuple[list[Te
     The gradient of a row is the sum of what all processes have found: backward, too, is a call that
     all must make.
     """
-    counts = gather_ints(len(tensors[0]), tensors[0].device, group)
+    counts = _lengths(tensors, group)
     out = [_Gather.apply(x, counts, group) for x in tensors]  # type: ignore[no-untyped-call]
     return out, sum(counts[: dist.get_rank(group)])
 

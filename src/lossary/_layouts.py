@@ -20,6 +20,7 @@ from lossary._checks import (
     check_floating,
     check_in_memory,
     check_int,
+    check_plain,
     check_positive,
 )
 from lossary._softmax import (
@@ -124,7 +125,9 @@ class LinearLogits(Layout):
     Limits:
         First order only: a second derivative, ``torch.func``, ``is_grads_batched`` and forward
         mode raise a RuntimeError. :meth:`in_memory` gives logits that have them. Under
-        ``torch.compile`` the logits are held in memory.
+        ``torch.compile`` the logits are held in memory. Under ``fully_shard`` a weight is whole
+        only within the forward of the module it belongs to: call the loss in there. Elsewhere it
+        is a DTensor, which is refused.
 
     Note:
         Half precision is computed in float32, the products too, also under autocast: the logits
@@ -134,8 +137,8 @@ class LinearLogits(Layout):
     Raises:
         ValueError: widths, lengths or devices that do not fit, fewer than 2 classes,
             ``temperature`` or ``softcap`` not positive and finite, ``tile_size`` below 1.
-        TypeError: tensors that are not floating point, float64 with another dtype, ``tile_size``
-            not an int, ``temperature`` or ``softcap`` not numbers.
+        TypeError: tensors that are not floating point, or DTensors; float64 with another dtype;
+            ``tile_size`` not an int, ``temperature`` or ``softcap`` not numbers.
 
     Reference:
         Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, for the idea;
@@ -166,6 +169,8 @@ class LinearLogits(Layout):
         softcap: float | None = None,
         tile_size: int | None = None,
     ) -> None:
+        for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+            check_plain(name, x, "as within the forward of the module given to fully_shard")
         check_floating("hidden", hidden)
         if hidden.dim() == 0:
             raise ValueError("hidden: expected shape (..., H), got a 0-dim tensor")
@@ -588,7 +593,8 @@ class ShardedLogits(Layout):
 
     Raises:
         ValueError: ``local_logits`` without a class, ``sizes`` that do not fit them or the group,
-            fewer than 2 classes in all, a process group that this process is not in.
+            fewer than 2 classes in all, a process group that this process is not in, another
+            number of rows or dtype than on other processes (where ``sizes`` are asked).
         TypeError: ``local_logits`` not a floating-point tensor, or a DTensor, whose ``to_local()``
             is meant where it is sharded on the class axis.
 
@@ -621,7 +627,7 @@ class ShardedLogits(Layout):
         rank, own = _distributed.rank_in(process_group), local_logits.shape[-1]
         world = _distributed.world_size(process_group)
         if sizes is None:
-            sizes = _distributed.gather_ints(own, local_logits.device, process_group)
+            sizes = _asked_sizes(local_logits, process_group)
         sizes = [check_int("sizes", n, 1) for n in sizes]
         if len(sizes) != world or sizes[rank] != own:
             raise ValueError(f"sizes: expected {world} numbers, {own} at place {rank}, got {sizes}")
@@ -679,6 +685,18 @@ class _Shard(NamedTuple):
     num_classes: int
     scale: float
     group: Any
+
+
+def _asked_sizes(x: Tensor, group: Any) -> list[int]:
+    """Return how many classes every process has, all of them of the same rows."""
+    kind = _distributed.kind(x, math.prod(x.shape[:-1]))
+    every = _distributed.gather_ints([x.shape[-1], *kind], x.device, group)
+    if any(found[1:] != every[0][1:] for found in every):
+        raise ValueError(
+            "local_logits: expected the same rows, of one dtype, on all processes, got numbers of "
+            f"rows {[found[1] for found in every]}, here {x.dtype}"
+        )
+    return [found[0] for found in every]
 
 
 def _of_dtensor(x: Any, group: Any) -> tuple[Any, Any]:

@@ -154,7 +154,9 @@ class InfoNCELoss(_Contrastive):
         ``"mean"`` divides by what all have, times their number: averaged over the processes, the
         parameters' gradient is that of one process with the whole batch, also of unequal batches.
         All of them must call it, forward and backward. ``negatives`` are not gathered: a queue is
-        the same everywhere, and hard negatives are the query's own.
+        the same everywhere, and hard negatives are the query's own. ``fully_shard`` takes no scalar
+        parameters: with a learnt temperature wrap the loss by itself in
+        ``DistributedDataParallel``.
 
     Raises:
         ValueError: ``temperature`` <= 0, or below 0.01 if it is to be learnt; shapes that differ;
