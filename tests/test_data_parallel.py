@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
@@ -69,13 +70,13 @@ def test_the_weights_of_a_class_loss_are_what_the_mean_divides_by(class_weight, 
     mean = loss(logits, y, weight=weight)
     close(total / found.sum(), mean)
     close(loss(logits, y, weight=weight, normalizer=global_normalizer(found)), mean)
-    # Entry by entry: "none" is w l, and the plain loss l.
-    there = found != 0
-    values = CompSumLoss(reduction="none", **options)(logits, y, weight=weight)
-    assert not values[~there].any()
-    if class_weight is None:
-        plain = CompSumLoss(reduction="none", **{**options, "class_weight": None})(logits, y)
-        close(found[there].double(), (values / plain)[there])
+    # Entry by entry, written out.
+    of_classes = torch.ones(K, dtype=F64) if class_weight is None else class_weight
+    if y.dtype is F64:
+        share = y.movedim(loss.class_dim, -1) @ of_classes
+    else:
+        share = torch.where(y == 255, 0.0, of_classes[y.long().clamp(max=K - 1)])
+    close(found.double(), share if weight is None else share * weight)
 
 
 def test_what_is_left_out_may_hold_anything():
@@ -151,6 +152,7 @@ def test_the_sum_of_all_weights_in_one_process():
     assert global_normalizer(torch.empty(0)) == 1.0
     assert global_normalizer(torch.tensor([-1.0, 1.0])) == 0.0
     assert global_normalizer(torch.tensor([-1.0, 3.0])) == 2.0
+    assert global_normalizer(torch.tensor([-1.0, 0.0])) == -1.0
 
 
 @pytest.mark.parametrize(
@@ -172,6 +174,13 @@ def test_what_is_no_group():
         global_normalizer(torch.ones(2), process_group="world")
 
 
+def test_a_device_is_not_waited_for():
+    with FakeTensorMode(allow_non_fake_inputs=True):  # where looking at a value is an error
+        loss, target = CompSumLoss(class_weight=CLASS_WEIGHT), torch.zeros(3, dtype=torch.long)
+        n = global_normalizer(loss.effective_weight(target, torch.ones(3)))
+        assert loss(torch.randn(3, K), target, normalizer=n).shape == ()
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_a_compiled_step():
@@ -182,7 +191,9 @@ def test_a_compiled_step():
         return loss(logits, target, weight=weight, normalizer=n)
 
     inputs = (torch.randn(4, K, dtype=F64), torch.tensor([0, 1, -100, 3]), torch.rand(4))
-    close(torch.compile(step, fullgraph=True)(*inputs), step(*inputs), rtol=1e-6)
+    close(
+        torch.compile(step, fullgraph=True, backend="aot_eager")(*inputs), step(*inputs), rtol=1e-6
+    )
 
 
 # Several processes.
@@ -305,6 +316,16 @@ def _lengths(rank, world_size):
     value = loss(logps[rows], lengths[rows], normalizer=n)
     dist.all_reduce(value)
     close(value / world_size, loss(logps, lengths))
+
+
+def _groups(rank, world_size):
+    """Of the processes of a group, and the weights of those alone."""
+    alone = [dist.new_group([r]) for r in range(world_size)]
+    w = torch.full((3,), rank + 1.0)
+    assert global_normalizer(w) == 1.5 * (world_size + 1)
+    assert global_normalizer(w, process_group=alone[rank]) == 3.0 * (rank + 1)
+    with pytest.raises(ValueError, match=r"^process_group: expected a group with this process in"):
+        global_normalizer(w, process_group=alone[rank - 1])
 
 
 def _nothing_left(rank, world_size):
@@ -442,9 +463,6 @@ def _refused(rank, world_size):
         InfoNCELoss(tile_size=0)
     with pytest.raises(ValueError, match=r"^index: "):
         GlobalContrastiveLoss(4)(x, x, torch.tensor([0, 1, 2, 4]))
-    others = [dist.new_group([r]) for r in range(world_size)][rank - 1]
-    with pytest.raises(ValueError, match=r"^process_group: expected a group with this process in"):
-        global_normalizer(torch.ones(3), process_group=others)
     # Other widths, dtypes or numbers of rows than on other processes.
     wide = torch.randn(4, WIDTH + (rank == 0), dtype=F64)
     for loss in (InfoNCELoss(), NTXentLoss(tile_size=2)):
@@ -483,6 +501,7 @@ def _all(rank, world_size):
     _batchmean(rank, world_size)
     _the_plain_mean_is_not_it(rank, world_size)
     _lengths(rank, world_size)
+    _groups(rank, world_size)
     _nothing_left(rank, world_size)
     _coupled_losses(rank, world_size)
     _fully_sharded(rank, world_size)

@@ -137,12 +137,21 @@ def _two_processes(rank):
     torch.testing.assert_close(gradient, 3 * 3 * x**2)
     (second,) = torch.autograd.grad(gradient.sum() * (1 + rank), x)
     torch.testing.assert_close(second, 3 * 3 * 2 * x * (1 + rank))
+    # What goes in stays as it is.
+    cotangent = torch.full_like(every, 1.0 + rank)
+    (gradient,) = torch.autograd.grad(_distributed.gather_with_gradient(x)[0], x, [cotangent])
+    assert bool((gradient == 3.0).all())
+    assert bool((cotangent == 1.0 + rank).all())
+    assert _distributed.largest_over_ranks(cotangent)[0, 0] == 2.0
+    assert bool((cotangent == 1.0 + rank).all())
     # Of the own rows alone where that is asked for, and in each group its own.
     a, b = torch.randn(2, 4, WIDTH, dtype=F64, generator=torch.Generator().manual_seed(rank))
     for loss in (InfoNCELoss, NTXentLoss):
         alone = loss(gather=False)(a, b)
         groups = [dist.new_group([r]) for r in range(2)]
-        torch.testing.assert_close(loss(process_group=groups[rank])(a, b), alone)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dist, "all_gather", None)  # nobody is asked
+            torch.testing.assert_close(loss(process_group=groups[rank])(a, b), alone)
         assert abs(float(loss()(a, b) - alone)) > 1e-3
         with pytest.raises(ValueError, match=r"process_group: expected a group with this process"):
             loss(process_group=groups[1 - rank])(a, b)

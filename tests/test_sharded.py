@@ -139,6 +139,35 @@ def test_near_chance_keeps_its_digits():
     close(loss(ShardedLogits(logits.float()), target).double(), loss(logits, target), rtol=1e-5)
 
 
+@pytest.mark.parametrize("gap", [200.0, -200.0, 3e38])
+def test_a_target_far_ahead_or_behind(gap):
+    logits, target = torch.tensor([[0.0, 1.0, gap]]), torch.tensor([2])
+    (found,) = _softmax.row_statistics(ShardedLogits(logits), target, (_softmax.LOG_ODDS,))
+    close(found.double(), torch.logaddexp(*logits.double()[:, :2].T) - gap, rtol=1e-6)
+
+
+def test_one_rival_near_the_target_and_the_others_far_below():
+    logits = torch.full((1, 20_000), -30.0)
+    logits[0, :2] = torch.tensor([0.0, 0.01])
+    target, names = torch.tensor([0]), (_softmax.CHANCE_ODDS,)
+    (found,) = _softmax.row_statistics(ShardedLogits(logits), target, names)
+    (want,) = _softmax.row_statistics(logits.double(), target, names)
+    close(found.double(), want, rtol=1e-6)
+
+
+def test_rows_that_are_not_there_are_constants():
+    logits, target = draw(6)
+    target[target < 0] = -1
+    absent = target < 0
+    local = logits.masked_fill(absent.unsqueeze(1), math.nan).requires_grad_()
+    names = (_softmax.LOG_ODDS, _softmax.CHANCE_ODDS, _softmax.TARGET, _softmax.TOTAL)
+    out = _softmax.row_statistics(ShardedLogits(local), target, names)
+    assert not any(bool(x[absent].any()) for x in out)
+    (gradient,) = torch.autograd.grad(out, local, [torch.where(absent, math.inf, 1.0).to(F64)] * 4)
+    assert not gradient[absent].any()
+    assert bool(gradient.isfinite().all())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(dtype):
     logits, target = draw(6)
@@ -367,6 +396,11 @@ def _rank(rank, world_size):
         wrong = DTensor.from_local(torch.zeros(4, 4), mesh, [placement], run_check=False)
         with pytest.raises(TypeError, match=r"local_logits: .* DTensor sharded on the class axis"):
             ShardedLogits(wrong)
+    # Of the processes of a group alone.
+    own = [dist.new_group([r]) for r in range(world_size)][rank]
+    logits, target = draw(6, seed=rank)
+    for loss in (CompSumLoss(), LDRKLLoss(20.0, 0.0)):
+        close(loss(ShardedLogits(logits, own), target), loss(logits, target))
     # A group without this process.
     alone = dist.new_group([0])
     if rank > 0:
