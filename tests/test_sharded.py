@@ -160,10 +160,11 @@ def test_rows_that_are_not_there_are_constants():
     target[target < 0] = -1
     absent = target < 0
     local = logits.masked_fill(absent.unsqueeze(1), math.nan).requires_grad_()
-    names = (_softmax.LOG_ODDS, _softmax.CHANCE_ODDS, _softmax.TARGET, _softmax.TOTAL)
+    names = _softmax.STATISTICS
     out = _softmax.row_statistics(ShardedLogits(local), target, names)
     assert not any(bool(x[absent].any()) for x in out)
-    (gradient,) = torch.autograd.grad(out, local, [torch.where(absent, math.inf, 1.0).to(F64)] * 4)
+    slope = torch.where(absent, math.inf, 1.0).to(F64)
+    (gradient,) = torch.autograd.grad(out, local, [slope] * len(names))
     assert not gradient[absent].any()
     assert bool(gradient.isfinite().all())
 
