@@ -5,6 +5,14 @@ from lossary._base import ClassificationLoss, Loss
 from lossary._layouts import LinearLogits, ShardedLogits
 from lossary._properties import Properties
 from lossary.adaptation import SymmetricConsistencyLoss
+from lossary.classification import (
+    BrierLoss,
+    DirectCoverageLoss,
+    FocalLoss,
+    LabelSmoothingCrossEntropyLoss,
+    LogitZRegularizer,
+    PolyLoss,
+)
 from lossary.comp_sum import (
     CompSumLoss,
     GeneralizedCrossEntropyLoss,
@@ -26,7 +34,17 @@ from lossary.contrastive import InfoNCELoss, NTXentLoss
 from lossary.global_contrastive import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss
 from lossary.ldr import ALDRKLLoss, CrammerSingerLoss, LDRKLLoss, LDRLoss, WestonWatkinsLoss
 from lossary.metric import OPIS, TCMLoss
-from lossary.noisy_labels import ReverseCrossEntropyLoss, SymmetricCrossEntropyLoss
+from lossary.noisy_labels import (
+    ActivePassiveLoss,
+    AsymmetricExponentialLoss,
+    AsymmetricGCELoss,
+    AsymmetricUnhingedLoss,
+    JensenShannonLoss,
+    NormalizedCrossEntropyLoss,
+    ReverseCrossEntropyLoss,
+    RobustLogLoss,
+    SymmetricCrossEntropyLoss,
+)
 from lossary.preference import DPOLoss, PairwisePreferenceLoss, RobustDPOLoss, RPOLoss
 from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
 from lossary.sequences import (
@@ -46,29 +64,42 @@ from lossary.theory import (
 
 __all__ = [
     "ALDRKLLoss",
+    "ActivePassiveLoss",
+    "AsymmetricExponentialLoss",
+    "AsymmetricGCELoss",
+    "AsymmetricUnhingedLoss",
+    "BrierLoss",
     "CauchyLoss",
     "ClassificationLoss",
     "CompSumLoss",
     "ConsistencyLoss",
     "CrammerSingerLoss",
     "DPOLoss",
+    "DirectCoverageLoss",
     "EarlyTimestepDiffusionLoss",
+    "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "GlobalContrastiveLoss",
     "InfoNCELoss",
+    "JensenShannonLoss",
     "LDRKLLoss",
     "LDRLoss",
+    "LabelSmoothingCrossEntropyLoss",
     "LinearLogits",
+    "LogitZRegularizer",
     "Loss",
     "MulticlassMAELoss",
     "NTXentLoss",
+    "NormalizedCrossEntropyLoss",
     "OPIS",
     "PairwisePreferenceLoss",
+    "PolyLoss",
     "Properties",
     "PseudoHuberLoss",
     "RPOLoss",
     "ReverseCrossEntropyLoss",
     "RobustDPOLoss",
+    "RobustLogLoss",
     "SequenceNLLLoss",
     "ShardedLogits",
     "SmoothAdversarialCompSumLoss",
