@@ -354,7 +354,7 @@ class FocalLoss(_WithBinaryForm):
             raise ValueError(f"alpha: expected shape (K,), K >= 2, got {tuple(alpha.shape)}")
         good = (alpha >= 0) & alpha.isfinite()
         if readable(good) and not bool(good.all()):
-            raise ValueError(f"alpha: expected finite numbers >= 0, got {alpha.tolist()}")
+            raise ValueError(f"alpha: expected finite numbers >= 0, got {alpha}")
         self.register_buffer("alpha", alpha)
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -386,7 +386,7 @@ class FocalLoss(_WithBinaryForm):
         g, alpha = self.gamma, self.alpha
         largest = 1.0
         if alpha is not None:
-            largest = max(alpha.tolist() if isinstance(alpha, Tensor) else (alpha, 1.0 - alpha))
+            largest = float(alpha.max() if isinstance(alpha, Tensor) else max(alpha, 1.0 - alpha))
         counterexamples: dict[str, tuple[Any, ...]] = {"upper": _AWAY, "symmetric": _UNLIKE}
         if g > 0.0:
             # In the direction e_y the loss is concave where p_y is well below exp(-2 - 1/gamma).

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lossary._base import HALF, ClassificationLoss, ClassOptions, expectation
 from lossary._checks import check_choice, check_in_memory, check_like, check_number, check_positive
+from lossary._layouts import Layout
 from lossary._numerics import expm1, softplus
 from lossary._properties import Properties
 from lossary._softmax import GAPS, LOG_ODDS
@@ -311,9 +312,11 @@ def _of_probability(
     Where |phi'| does not fall from 0 to 1, phi is concave and the conditional risk least at a
     vertex. Else phi is convex; the vertex is best where q_1 |phi'(1)| >= q_k |phi'(0)|.
     """
-    edge = 0.9 * min(1.0, slopes[1] / slopes[0])
-    total = 1.0 + edge * (1.0 + 0.6)
-    q = _Q if slopes[1] >= slopes[0] else (1.0 / total, edge / total, 0.6 * edge / total)
+    q: tuple[float, ...] = _Q
+    if slopes[1] < slopes[0]:
+        edge = 0.9 * slopes[1] / slopes[0]
+        total = 1.0 + edge * (1.0 + 0.6)
+        q = (1.0 / total, edge / total, 0.6 * edge / total)
     wrong = (q, (80.0, -1.0, 0.0))
     counterexamples = {"convex": _STEP, "rank_consistent": wrong, "proper": wrong}
     return Properties(
@@ -391,7 +394,8 @@ class AsymmetricGCELoss(ClassificationLoss):
             log_ratio = -surprise
         else:
             p, rest = torch.exp(-surprise), expm1(-surprise)
-            log_ratio = torch.where(p > 0.5, torch.log1p(rest / (a + 1.0)), _log_ratio(p, a))
+            by_p, by_rest = torch.log((a + p) / (a + 1.0)), torch.log1p(rest / (a + 1.0))
+            log_ratio = torch.where(p > 0.5, by_rest, by_p)
         scale: float = -((a + 1.0) ** q) / q
         return expm1(q * log_ratio) * scale
 
@@ -415,11 +419,6 @@ class AsymmetricGCELoss(ClassificationLoss):
             minimiser="p = e_k at argmax q_k, for q >= 1",
             limits=(("q = 1", "MulticlassMAELoss"), ("a = 0", "GeneralizedCrossEntropyLoss")),
         )
-
-
-def _log_ratio(p: Tensor, a: float) -> Tensor:
-    """Return log((a + p)/(a + 1))."""
-    return torch.log((a + p) / (a + 1.0))
 
 
 class AsymmetricUnhingedLoss(ClassificationLoss):
@@ -616,7 +615,8 @@ class RobustLogLoss(ClassificationLoss):
         j = None if target is None else target.clamp(min=0).unsqueeze(axis)
         if target is not None:
             f = torch.where((target < 0).unsqueeze(axis), 0.0, f)
-        miss = -expm1(-softplus(self.log_odds(logits, target)))
+        # Both from one copy, so that the sum of their gradients is rounded once.
+        miss = -expm1(-softplus(self.log_odds(f, target)))
         terms = torch.log1p(torch.softmax(f, axis) / self.alpha)
         # Left out before the sum: at p_y = 1 the target's term is all of it.
         if j is not None:
@@ -742,7 +742,9 @@ class JensenShannonLoss(ClassificationLoss):
         normalizer: float | Tensor | None = None,
     ) -> Tensor:
         """Return the weighted, reduced loss: see the class."""
-        views = tuple(logits) if isinstance(logits, list | tuple) else (logits,)
+        several = isinstance(logits, list | tuple)
+        several = several and all(isinstance(x, Tensor | Layout) for x in logits)
+        views = tuple(logits) if several else (logits,)
         if len(views) != len(self._weights) - 1:
             raise ValueError(
                 f"logits: expected {len(self._weights) - 1} view(s) for {len(self._weights)} "
@@ -863,6 +865,23 @@ def _moved(log_m: Tensor, m: Tensor, by: float | Tensor) -> Tensor:
     return m * log_m - total * total.clamp(min=torch.finfo(m.dtype).tiny).log()
 
 
+class _Found(Layout):
+    """Logits of which the statistics are known: two losses of one row read it once."""
+
+    def __init__(self, shape: tuple[int, ...], found: dict[str, Tensor]) -> None:
+        self.shape = torch.Size(shape)
+        self.found = found
+        one = next(iter(found.values()))
+        self.dtype, self.device = one.dtype, one.device
+
+    def _row_statistics(
+        self, target: Tensor, names: tuple[str, ...], temperature: float | Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return what is known: the target and the temperature are those it was found with."""
+        del target, temperature
+        return tuple(self.found[name] for name in names)
+
+
 class _NormalizedRCE(ReverseCrossEntropyLoss):
     """Reverse cross-entropy divided by its class sum, -A (K - 1)."""
 
@@ -980,6 +999,7 @@ class ActivePassiveLoss(ClassificationLoss):
         self._named = isinstance(active, str) and isinstance(passive, str)
         self.active = self._part("active", active, _ACTIVE, active_kwargs)
         self.passive = self._part("passive", passive, _PASSIVE, passive_kwargs)
+        self._normalized = isinstance(self.active, NormalizedCrossEntropyLoss)
 
     def _part(
         self,
@@ -1008,6 +1028,13 @@ class ActivePassiveLoss(ClassificationLoss):
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""
+        if self._named and target is not None:
+            names = (LOG_ODDS, GAPS) if self._normalized else (LOG_ODDS,)
+            found = dict(zip(names, self.statistics(logits, target, names), strict=True))
+            num_classes = logits.shape[self._class_axis(logits)]
+            logits = _Found((*target.shape, num_classes), found)  # type: ignore[assignment]
+        elif isinstance(logits, Tensor) and logits.dtype in HALF:
+            logits = logits.float()  # here, so that the sum of the gradients is rounded once
         active: Tensor = self.active.per_sample(logits, target)
         passive: Tensor = self.passive.per_sample(logits, target)
         return self.alpha * active + self.beta * passive
@@ -1039,7 +1066,7 @@ class ActivePassiveLoss(ClassificationLoss):
         if all(p.smoothness == math.inf for _, p in facts):
             claims["smoothness"] = math.inf
         counterexamples: dict[str, Any] = {}
-        if self._named and isinstance(self.active, NormalizedCrossEntropyLoss):
+        if self._named and self._normalized:
             # Both fall in the target's logit, from their suprema to their infima.
             for name in ("lower", "upper"):
                 claims[name] = math.fsum(c * getattr(p, name) for c, p in facts)
