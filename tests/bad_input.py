@@ -925,7 +925,7 @@ def of_labels() -> tuple[Row, ...]:
         hyper(FocalLoss, "alpha", torch.ones(1), "(K,)", "(1,)", id="one"),
         hyper(FocalLoss, "alpha", torch.ones(2, 2), "(K,)", "(2, 2)", id="matrix"),
         hyper(FocalLoss, "alpha", torch.arange(3), "floating", "int64", error=TypeError, id="int"),
-        hyper(FocalLoss, "alpha", torch.tensor([1.0, -1.0]), ">= 0", "-1.0", id="negative"),
+        hyper(FocalLoss, "alpha", torch.tensor([1.0, -1.0]), ">= 0", "-1.", id="negative"),
         hyper(FocalLoss, "alpha", torch.tensor([1.0, NAN]), "finite", "nan", id="nan"),
         hyper(FocalLoss, "alpha", torch.ones(2), "a number", "Tensor", error=TypeError, id="binary",
               binary=True),
