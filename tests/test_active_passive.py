@@ -222,7 +222,7 @@ def test_rll_is_least_at_few_classes():
     # -sum (K q_k - 1) log(alpha + p_k)/(K - 1): here at (0.8, 0.2, 0, 0), so the order is lost.
     q, loss = np.array([0.4, 0.3, 0.2, 0.1]), RobustLogLoss(0.1, reduction="none")
     least = risk(loss, torch.tensor([math.log(0.8), math.log(0.2), -80.0, -70.0]).double(), q)
-    for p in torch.distributions.Dirichlet(torch.full((4,), 0.5, dtype=F64)).sample((2000,)):
+    for p in torch.distributions.Dirichlet(torch.full((4,), 0.5, dtype=F64)).sample((300,)):
         assert risk(loss, p.clamp(min=1e-30).log(), q) >= least - 1e-9
     for p in ((0.81, 0.19), (0.79, 0.21)):
         f = torch.tensor([*map(math.log, p), -80.0, -80.0], dtype=F64)
@@ -230,7 +230,7 @@ def test_rll_is_least_at_few_classes():
 
 
 def test_rll_is_not_what_one_repository_computes():
-    # There the second term is the log of a sum of exp(f_k - sum f), not the sum of log(alpha + p_k).
+    # There the last term is the log of a sum of exp(f_k - sum f), not a sum of log(alpha + p_k).
     def theirs(f, y, a=0.1):
         log_p = torch.log_softmax(f, 0)
         rest = torch.logsumexp(f[torch.arange(len(f)) != y] - f.sum(), 0)
@@ -275,7 +275,7 @@ def test_js(row, w):
 
 def test_js_between_cross_entropy_and_mae():
     f, y = torch.randn(40, 5, dtype=F64), torch.randint(5, (40,))
-    for w, rtol in ((1e-6, 1e-5), (1e-9, 1e-8)):
+    for w, rtol in ((1e-6, 1e-4), (1e-9, 1e-7)):
         close(JensenShannonLoss(w)(f, y), cross_entropy(f, y), rtol=rtol)
     close(JensenShannonLoss(1 - 1e-12)(f, y), MulticlassMAELoss()(f, y), atol=0.04)
     worst = torch.tensor([-300.0, 0.0, 0.0], dtype=F64)
@@ -438,7 +438,7 @@ def test_nce_with_a_passive_loss_wants_the_most_probable_class(q):
     loss = ActivePassiveLoss(reduction="none")
     close(risk(loss, f, q), least, rtol=1e-6)
     for g in torch.randn(50, len(q), dtype=F64) * 10:
-        assert risk(loss, g, q) > least
+        assert risk(loss, g, q) > least * (1 - 1e-12)
     assert ActivePassiveLoss("nce", "ael").properties().calibrated is None
     assert (
         ActivePassiveLoss("nce", "aul", passive_kwargs={"q": 1.5}).properties().calibrated is None
