@@ -199,8 +199,8 @@ def exact_rll(z: Tensor, y: Tensor) -> Tensor:
 def exact_js(z: Tensor, y: Tensor) -> Tensor:
     """Return the scaled Jensen-Shannon divergence at weight 1/2."""
     miss = exact_probabilities(z, y)[1]
-    p = 1.0 - miss
-    own = -torch.log((1.0 + p) / 2.0) + p * torch.log(2.0 * p / (1.0 + p)) + miss * math.log(2.0)
+    log_m = torch.log1p(-miss / 2.0)
+    own = -log_m + (1.0 - miss) * (torch.log1p(-miss) - log_m) + miss * math.log(2.0)
     return own / math.log(2.0)
 
 
@@ -285,11 +285,11 @@ def make(reduction: str = "mean") -> dict[str, tuple[LossFn, LossFn]]:
         ),
         "AsymmetricGCELoss()": (
             lossary.AsymmetricGCELoss(reduction=r),
-            miss_of(lambda m: (4.0 - (2.0 - m).square()) / 2.0),
+            miss_of(lambda m: m * (4.0 - m) / 2.0),
         ),
         "AsymmetricUnhingedLoss()": (
             lossary.AsymmetricUnhingedLoss(reduction=r),
-            miss_of(lambda m: ((0.5 + m) ** 0.9 - 0.5**0.9) / 0.9),
+            miss_of(lambda m: 0.5**0.9 * torch.expm1(0.9 * torch.log1p(2.0 * m)) / 0.9),
         ),
         "AsymmetricExponentialLoss()": (
             lossary.AsymmetricExponentialLoss(reduction=r),

@@ -224,6 +224,10 @@ def test_smoothing_of_probabilities_is_the_expectation():
     out = loss(lost, q, weight=torch.arange(9) != 2)
     assert out[2] == 0
     assert torch.isfinite(out).all()
+    # Nor has a row any loss whose classes have weight 0, though a class of it be impossible.
+    f = torch.tensor([[0.0, 1.0, -INF]], dtype=F64)
+    loss = LabelSmoothingCrossEntropyLoss(0.3, class_weight=torch.tensor([0.0, 1.0, 1.0]))
+    assert loss(f, torch.tensor([[1.0, 0.0, 0.0]], dtype=F64)) == 0
 
 
 def test_smoothing_is_least_at_the_smoothed_target():

@@ -554,6 +554,7 @@ NO_CURVE = (
     "EarlyTimestepDiffusionLoss",
     "GlobalContrastiveLoss",
     "InfoNCELoss",
+    "LogitZRegularizer",
     "NTXentLoss",
     "SequenceNLLLoss",
     "SymmetricConsistencyLoss",
