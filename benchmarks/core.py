@@ -163,6 +163,52 @@ def exact_gce(z: Tensor, y: Tensor) -> Tensor:
     return exact_comp_sum(z, y, 1.7)
 
 
+def exact_probabilities(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return softmax(z) and 1 - p_y, with the digits of both."""
+    return z.softmax(1), torch.sigmoid(exact_odds(z, y))
+
+
+def exact_smoothed(z: Tensor, y: Tensor) -> Tensor:
+    """Return cross-entropy against a label smoothed by 0.1."""
+    return 0.9 * exact_ce(z, y) - 0.1 * z.log_softmax(1).mean(1)
+
+
+def exact_focal(z: Tensor, y: Tensor) -> Tensor:
+    """Return (1 - p_y)^2 times cross-entropy."""
+    return exact_probabilities(z, y)[1].square() * exact_ce(z, y)
+
+
+def exact_brier(z: Tensor, y: Tensor) -> Tensor:
+    """Return the squared distance of the probabilities from the label."""
+    p, miss = exact_probabilities(z, y)
+    return miss.square() + p.scatter(1, y.unsqueeze(1), 0.0).square().sum(1)
+
+
+def exact_nce(z: Tensor, y: Tensor) -> Tensor:
+    """Return cross-entropy over its class sum."""
+    return exact_ce(z, y) / -z.log_softmax(1).sum(1)
+
+
+def exact_rll(z: Tensor, y: Tensor) -> Tensor:
+    """Return the symmetric log loss at alpha = 0.1."""
+    p, miss = exact_probabilities(z, y)
+    rest = torch.log1p(p / 0.1).scatter(1, y.unsqueeze(1), 0.0).sum(1) / (z.shape[1] - 1)
+    return rest - torch.log1p(-miss / 1.1)
+
+
+def exact_js(z: Tensor, y: Tensor) -> Tensor:
+    """Return the scaled Jensen-Shannon divergence at weight 1/2."""
+    miss = exact_probabilities(z, y)[1]
+    log_m = torch.log1p(-miss / 2.0)
+    own = -log_m + (1.0 - miss) * (torch.log1p(-miss) - log_m) + miss * math.log(2.0)
+    return own / math.log(2.0)
+
+
+def miss_of(formula: Callable[[Tensor], Tensor]) -> LossFn:
+    """Return a formula of 1 - p_y as one of logits and target."""
+    return lambda z, y: formula(exact_probabilities(z, y)[1])
+
+
 def make(reduction: str = "mean") -> dict[str, tuple[LossFn, LossFn]]:
     """Return every candidate, with its formula for logits (rows, classes)."""
     r: Any = reduction
@@ -221,6 +267,39 @@ def make(reduction: str = "mean") -> dict[str, tuple[LossFn, LossFn]]:
         'LDRKLLoss(normalize="softplus")': (
             lossary.LDRKLLoss(normalize="softplus", reduction=r),
             lambda z, y: exact_ldr(z, y, softplus=True),
+        ),
+        "LabelSmoothingCrossEntropyLoss()": (
+            lossary.LabelSmoothingCrossEntropyLoss(reduction=r),
+            exact_smoothed,
+        ),
+        "PolyLoss()": (lossary.PolyLoss(reduction=r), lambda z, y: exact_sce(z, y, 1, 1)),
+        "FocalLoss()": (lossary.FocalLoss(reduction=r), exact_focal),
+        "BrierLoss()": (lossary.BrierLoss(reduction=r), exact_brier),
+        "LogitZRegularizer()": (
+            lossary.LogitZRegularizer(reduction=r),
+            lambda z, y: 1e-4 * z.logsumexp(1).square(),
+        ),
+        "NormalizedCrossEntropyLoss()": (
+            lossary.NormalizedCrossEntropyLoss(reduction=r),
+            exact_nce,
+        ),
+        "AsymmetricGCELoss()": (
+            lossary.AsymmetricGCELoss(reduction=r),
+            miss_of(lambda m: m * (4.0 - m) / 2.0),
+        ),
+        "AsymmetricUnhingedLoss()": (
+            lossary.AsymmetricUnhingedLoss(reduction=r),
+            miss_of(lambda m: 0.5**0.9 * torch.expm1(0.9 * torch.log1p(2.0 * m)) / 0.9),
+        ),
+        "AsymmetricExponentialLoss()": (
+            lossary.AsymmetricExponentialLoss(reduction=r),
+            miss_of(lambda m: torch.exp((m - 1.0) / 3.0)),
+        ),
+        "RobustLogLoss()": (lossary.RobustLogLoss(reduction=r), exact_rll),
+        "JensenShannonLoss()": (lossary.JensenShannonLoss(reduction=r), exact_js),
+        "ActivePassiveLoss()": (
+            lossary.ActivePassiveLoss(reduction=r),
+            lambda z, y: exact_nce(z, y) + exact_sce(z, y, 0, 4),
         ),
     }
 

@@ -13,25 +13,37 @@ from typing import Any
 import torch
 
 from lossary import (
+    ActivePassiveLoss,
     ALDRKLLoss,
+    AsymmetricExponentialLoss,
+    AsymmetricGCELoss,
+    AsymmetricUnhingedLoss,
+    BrierLoss,
     CauchyLoss,
     CompSumLoss,
     ConsistencyLoss,
     CrammerSingerLoss,
+    DirectCoverageLoss,
     DPOLoss,
     EarlyTimestepDiffusionLoss,
+    FocalLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
     InfoNCELoss,
+    JensenShannonLoss,
+    LabelSmoothingCrossEntropyLoss,
     LDRKLLoss,
     LDRLoss,
     LinearLogits,
+    LogitZRegularizer,
     Loss,
     MulticlassMAELoss,
     NTXentLoss,
+    PolyLoss,
     PseudoHuberLoss,
     ReverseCrossEntropyLoss,
     RobustDPOLoss,
+    RobustLogLoss,
     RPOLoss,
     SequenceNLLLoss,
     SmoothAdversarialCompSumLoss,
@@ -869,6 +881,119 @@ def layouts() -> tuple[Row, ...]:
     )  # fmt: skip
 
 
+def of_labels() -> tuple[Row, ...]:
+    """What cross-entropy's neighbours and the losses for noisy labels refuse."""
+    ranges = (
+        (LabelSmoothingCrossEntropyLoss, "smoothing", "[0, 1]", (-0.1, 1.1, NAN)),
+        (PolyLoss, "epsilon", "[-1, inf)", (-1.1, INF, NAN)),
+        (FocalLoss, "gamma", "[0, inf)", (-0.1, INF, NAN)),
+        (LogitZRegularizer, "coefficient", "(0, inf)", (0.0, -1.0, INF, NAN)),
+        (DirectCoverageLoss, "n", "[1, 1e+15]", (0.5, 0.0, -3.0, INF, NAN)),
+        (AsymmetricGCELoss, "a", "[0, inf)", (-0.1, INF, NAN)),
+        (AsymmetricGCELoss, "q", "(0, inf)", (0.0, -1.0, INF, NAN)),
+        (AsymmetricUnhingedLoss, "a", "(1, inf)", (1.0, 0.5, INF, NAN)),
+        (AsymmetricUnhingedLoss, "q", "(0, inf)", (0.0, -1.0, INF, NAN)),
+        (AsymmetricExponentialLoss, "a", "(0, inf)", (0.0, -1.0, INF, NAN)),
+        (RobustLogLoss, "alpha", "(0, inf)", (0.0, -1.0, INF, NAN)),
+        (JensenShannonLoss, "weight", "(0, 1)", (0.0, 1.0, -0.5, NAN)),
+        (ActivePassiveLoss, "alpha", "[0, inf)", (-1.0, INF, NAN)),
+        (ActivePassiveLoss, "beta", "[0, inf)", (-1.0, INF, NAN)),
+    )
+    numbers = tuple(
+        row
+        for loss, name, interval, values in ranges
+        for row in (
+            *(r for r in not_numbers(loss, name) if not (name == "weight" and "list" in r.id)),
+            *(hyper(loss, name, value, interval, f"{value}") for value in values),
+        )
+    )
+    other_classes = PolyLoss(class_dim=-1)
+    weighted = PolyLoss(class_weight=torch.ones(3))
+    one_logit = {"loss": FocalLoss, "options": {"binary": True}}
+    return (
+        *numbers,
+        *(
+            row
+            for loss in (FocalLoss, BrierLoss)
+            for row in (
+                hyper(loss, "binary", None, "True, False", "None"),
+                hyper(loss, "binary", "yes", "True, False", "'yes'"),
+                hyper(loss, "class_dim", -1, "none with binary=True", "-1", binary=True),
+            )
+        ),
+        hyper(FocalLoss, "alpha", 0.25, "a tensor", "float", error=TypeError),
+        hyper(FocalLoss, "alpha", torch.ones(1), "(K,)", "(1,)", id="one"),
+        hyper(FocalLoss, "alpha", torch.ones(2, 2), "(K,)", "(2, 2)", id="matrix"),
+        hyper(FocalLoss, "alpha", torch.arange(3), "floating", "int64", error=TypeError, id="int"),
+        hyper(FocalLoss, "alpha", torch.tensor([1.0, -1.0]), ">= 0", "-1.", id="negative"),
+        hyper(FocalLoss, "alpha", torch.tensor([1.0, NAN]), "finite", "nan", id="nan"),
+        hyper(FocalLoss, "alpha", torch.ones(2), "a number", "Tensor", error=TypeError, id="binary",
+              binary=True),
+        hyper(FocalLoss, "alpha", 1.5, "[0, 1]", "1.5", binary=True),
+        Row("FocalLoss_alpha_other_classes", "alpha", ("3 weights", "got 4"), loss=FocalLoss,
+            options={"alpha": torch.ones(4)}, inputs=(LOGITS, TARGET)),
+        Row("FocalLoss_alpha_other_classes_soft", "alpha", ("3 weights", "got 4"), loss=FocalLoss,
+            options={"alpha": torch.ones(4)}, inputs=(LOGITS, PROBABILITIES)),
+        Row("FocalLoss_binary_index", "target", ("(4, 3)", "binary=True", "got (4,)"),
+            inputs=(LOGITS, TARGET), **one_logit),
+        Row("FocalLoss_binary_2", "target", ("[0, 2)", "got 2"),
+            inputs=(LOGITS[:, 0], TARGET), **one_logit),
+        Row("FocalLoss_binary_large", "target", ("class probabilities", "minimum -1"),
+            inputs=(LOGITS[:, 0], TARGET.float()), **one_logit),
+        Row("FocalLoss_binary_list", "target", ("a tensor", "list"), TypeError,
+            inputs=(LOGITS[:, 0], [0, 1, 0, 1]), **one_logit),
+        Row("FocalLoss_binary_layout", "logits", ("a tensor", "LinearLogits"), TypeError,
+            inputs=(LinearLogits(LOGITS, LOGITS), TARGET), **one_logit),
+        Row("LogitZRegularizer_no_target_class_weight", "target", ("class_weight", "None"),
+            loss=LogitZRegularizer, options={"class_weight": torch.ones(3)}, inputs=(LOGITS, None)),
+        Row("LogitZRegularizer_no_target_layout", "target", ("LinearLogits", "None"), TypeError,
+            loss=LogitZRegularizer, inputs=(LinearLogits(LOGITS, LOGITS), None)),
+        Row("LogitZRegularizer_no_target_int", "logits", ("floating", "int64"), TypeError,
+            loss=LogitZRegularizer, inputs=(LOGITS.long(), None)),
+        Row("LogitZRegularizer_no_target_0_dim", "logits", ("class axis", "0-dim"),
+            loss=LogitZRegularizer, inputs=(torch.tensor(1.0), None)),
+        Row("DirectCoverageLoss_positive", "logp", ("at most 0", "got 0.1"),
+            loss=DirectCoverageLoss, inputs=(torch.tensor([-1.0, 0.1]),)),
+        Row("DirectCoverageLoss_int", "logp", ("floating", "int64"), TypeError,
+            loss=DirectCoverageLoss, inputs=(-TARGET,)),
+        Row("DirectCoverageLoss_list", "logp", ("a tensor", "list"), TypeError,
+            loss=DirectCoverageLoss, inputs=([-1.0],)),
+        hyper(JensenShannonLoss, "weight", [0.5, 0.4], "sum 1", "[0.5, 0.4]", id="sum"),
+        hyper(JensenShannonLoss, "weight", [1.0], "two or more", "[1.0]", id="alone"),
+        hyper(JensenShannonLoss, "weight", [1.5, -0.5], "(0, 1]", "1.5", id="negative"),
+        hyper(JensenShannonLoss, "weight", ["a", 1.0], "a number", "str", error=TypeError,
+              id="str_inside"),
+        hyper(JensenShannonLoss, "scaled", None, "True, False", "None"),
+        Row("JensenShannonLoss_too_few_views", "logits", ("2 view(s)", "got 1"),
+            loss=JensenShannonLoss, options={"weight": (0.5, 0.3, 0.2)}, inputs=(LOGITS, TARGET)),
+        Row("JensenShannonLoss_too_many_views", "logits", ("1 view(s)", "got 2"),
+            loss=JensenShannonLoss, inputs=([LOGITS, LOGITS], TARGET)),
+        *(
+            Row(f"JensenShannonLoss_view_{id}", r"logits\[1\]" if error is ValueError else "logits",
+                says, error, JensenShannonLoss, {"weight": (0.5, 0.3, 0.2)},
+                ([LOGITS, view], TARGET))
+            for id, view, says, error in (
+                ("shape", LOGITS[:2], ("(4, 3)", "(2, 3)"), ValueError),
+                ("layout", LinearLogits(LOGITS, LOGITS), ("in memory", "LinearLogits"), TypeError),
+            )
+        ),
+        hyper(ActivePassiveLoss, "beta", 0.0, "> 0 where alpha is 0", "got 0", alpha=0.0),
+        hyper(ActivePassiveLoss, "active", "rce", "'ce', 'nce'", "'rce'"),
+        hyper(ActivePassiveLoss, "passive", "nce", "'mae', 'rce'", "'nce'"),
+        hyper(ActivePassiveLoss, "active", None, "a loss of logits", "NoneType", error=TypeError),
+        hyper(ActivePassiveLoss, "active", ALDRKLLoss(5), "a loss of logits", "ALDRKLLoss",
+              error=TypeError, id="index"),
+        hyper(ActivePassiveLoss, "active_kwargs", {"tau": 2.0}, "None for an instance", "tau",
+              error=TypeError, id="of_instance", active=PolyLoss()),
+        Row("ActivePassiveLoss_active_class_dim", "active", ("class_dim=1", "class_dim=-1"),
+            loss=ActivePassiveLoss, options={"active": other_classes}),
+        Row("ActivePassiveLoss_active_class_weight", "active", ("no class_weight", "PolyLoss"),
+            loss=ActivePassiveLoss, options={"active": weighted}),
+        Row("ActivePassiveLoss_kwargs_unknown", None, ("unexpected keyword", "tua"), TypeError,
+            ActivePassiveLoss, {"active": "ce", "active_kwargs": {"tua": 1.0}}),
+    )  # fmt: skip
+
+
 FAMILIES = (
     *not_numbers(CompSumLoss, "tau"),
     hyper(CompSumLoss, "tau", -0.5, "[0, inf", "-0.5"),
@@ -1018,6 +1143,7 @@ FAMILIES = (
             loss=loss, options={"margin": torch.ones(4)}, inputs=(LOGITS, PROBABILITIES))
         for loss in (LDRKLLoss, LDRLoss, CrammerSingerLoss, WestonWatkinsLoss)
     ),
+    *of_labels(),
     *layouts(),
     *robust(PseudoHuberLoss),
     *robust(CauchyLoss),

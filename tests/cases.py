@@ -12,24 +12,37 @@ import pytest
 import torch
 
 from lossary import (
+    ActivePassiveLoss,
     ALDRKLLoss,
+    AsymmetricExponentialLoss,
+    AsymmetricGCELoss,
+    AsymmetricUnhingedLoss,
+    BrierLoss,
     CauchyLoss,
     CompSumLoss,
     ConsistencyLoss,
     CrammerSingerLoss,
+    DirectCoverageLoss,
     DPOLoss,
     EarlyTimestepDiffusionLoss,
+    FocalLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
     InfoNCELoss,
+    JensenShannonLoss,
+    LabelSmoothingCrossEntropyLoss,
     LDRKLLoss,
     LDRLoss,
+    LogitZRegularizer,
     Loss,
     MulticlassMAELoss,
+    NormalizedCrossEntropyLoss,
     NTXentLoss,
+    PolyLoss,
     PseudoHuberLoss,
     ReverseCrossEntropyLoss,
     RobustDPOLoss,
+    RobustLogLoss,
     RPOLoss,
     SequenceNLLLoss,
     SmoothAdversarialCompSumLoss,
@@ -258,7 +271,129 @@ def numbers_alone(n, dtype, generator):
     return (torch.randn(n, dtype=dtype, generator=generator),)
 
 
+def in_every_shape(loss):
+    """Cases of a loss at its defaults: soft and ignored labels, class weights, pixels, tokens."""
+    return [
+        Case("probabilities", loss, probabilities),
+        Case("class_weight soft", lambda: loss(class_weight=of_classes()), probabilities),
+        Case("ignored", loss, ignored_labels),
+        Case("pixels", loss, pixels),
+        Case("tokens", lambda: loss(class_dim=-1), tokens),
+    ]
+
+
+def log_probabilities(n, dtype, generator):
+    """Draw log-probabilities, of likely answers and of unlikely ones."""
+    return (-4.0 * torch.rand(n, dtype=dtype, generator=generator).square(),)
+
+
+#: Where an input must not be positive.
+POSITIVE = {"extremes": "all ones are no log-probabilities, and are refused"}
+
 CASES: dict[str, list[Case]] = {
+    "LabelSmoothingCrossEntropyLoss": [
+        Case("s=0.1", LabelSmoothingCrossEntropyLoss, labels),
+        *(
+            Case(f"s={s:g}", lambda s=s: LabelSmoothingCrossEntropyLoss(s), labels)
+            for s in (0.0, 0.5, 1.0)
+        ),
+        *in_every_shape(LabelSmoothingCrossEntropyLoss),
+    ],
+    "PolyLoss": [
+        Case("epsilon=1", PolyLoss, labels),
+        *(
+            Case(f"epsilon={e:g}", lambda e=e: PolyLoss(e), labels)
+            for e in (-1.0, -0.5, 0.0, 0.3, 2.0, 6.0)
+        ),
+        *in_every_shape(PolyLoss),
+    ],
+    "FocalLoss": [
+        Case("gamma=2", FocalLoss, labels),
+        *(
+            Case(f"gamma={g:g}", lambda g=g: FocalLoss(g), labels)
+            for g in (0.0, 0.2, 0.5, 1.0, 5.0)
+        ),
+        Case("alpha", lambda: FocalLoss(1.5, of_classes()), ignored_labels),
+        Case("alpha soft", lambda: FocalLoss(1.5, of_classes()), probabilities),
+        Case("alpha tokens", lambda: FocalLoss(0.5, of_classes(), class_dim=-1), tokens),
+        *in_every_shape(FocalLoss),
+    ],
+    "BrierLoss": [
+        Case("multiclass", BrierLoss, labels),
+        Case("two classes", BrierLoss, two_classes),
+        *in_every_shape(BrierLoss),
+    ],
+    "LogitZRegularizer": [
+        Case("1e-4", LogitZRegularizer, labels),
+        Case("0.5", lambda: LogitZRegularizer(0.5), labels),
+        *in_every_shape(LogitZRegularizer),
+    ],
+    "DirectCoverageLoss": [
+        *(
+            Case(f"n={n:g}", lambda n=n: DirectCoverageLoss(n), log_probabilities, POSITIVE)
+            for n in (16, 1, 1.5, 2, 1e6)
+        ),
+    ],
+    "NormalizedCrossEntropyLoss": [
+        Case("default", NormalizedCrossEntropyLoss, labels),
+        Case("two classes", NormalizedCrossEntropyLoss, two_classes),
+        *in_every_shape(NormalizedCrossEntropyLoss),
+    ],
+    "AsymmetricGCELoss": [
+        Case("default", AsymmetricGCELoss, labels),
+        *(
+            Case(f"a={a:g} q={q:g}", lambda a=a, q=q: AsymmetricGCELoss(a, q), labels)
+            for a, q in ((3.0, 1.5), (1.0, 1.0), (0.5, 0.5), (0.0, 0.7), (0.0, 1.5), (2.0, 0.2))
+        ),
+        *in_every_shape(AsymmetricGCELoss),
+    ],
+    "AsymmetricUnhingedLoss": [
+        Case("default", AsymmetricUnhingedLoss, labels),
+        *(
+            Case(f"a={a:g} q={q:g}", lambda a=a, q=q: AsymmetricUnhingedLoss(a, q), labels)
+            for a, q in ((6.0, 1.5), (2.0, 1.0), (1.01, 0.5), (1.5, 3.0))
+        ),
+        *in_every_shape(AsymmetricUnhingedLoss),
+    ],
+    "AsymmetricExponentialLoss": [
+        Case("a=3", AsymmetricExponentialLoss, labels),
+        *(
+            Case(f"a={a:g}", lambda a=a: AsymmetricExponentialLoss(a), labels)
+            for a in (0.3, 1.0, 20.0)
+        ),
+        *in_every_shape(AsymmetricExponentialLoss),
+    ],
+    "RobustLogLoss": [
+        Case("alpha=0.1", RobustLogLoss, labels),
+        *(Case(f"alpha={a:g}", lambda a=a: RobustLogLoss(a), labels) for a in (0.01, 0.45, 10.0)),
+        Case("two classes", RobustLogLoss, two_classes),
+        *in_every_shape(RobustLogLoss),
+    ],
+    "JensenShannonLoss": [
+        Case("w=0.5", JensenShannonLoss, labels),
+        *(
+            Case(f"w={w:g}", lambda w=w: JensenShannonLoss(w), labels)
+            for w in (1e-3, 0.1, 0.9, 0.999)
+        ),
+        Case("plain", lambda: JensenShannonLoss(0.3, scaled=False), labels),
+        *in_every_shape(JensenShannonLoss),
+    ],
+    "ActivePassiveLoss": [
+        Case("NCE+RCE", ActivePassiveLoss, labels),
+        *(
+            Case(
+                f"NCE+{passive}",
+                lambda passive=passive: ActivePassiveLoss("nce", passive, 0.7, 2.0),
+                labels,
+            )
+            for passive in ("mae", "nrce", "agce", "aul", "ael")
+        ),
+        Case("CE+RCE", lambda: ActivePassiveLoss("ce", "rce", 0.1), labels),
+        Case("NCE alone", lambda: ActivePassiveLoss(beta=0.0), labels),
+        Case("RCE alone", lambda: ActivePassiveLoss(alpha=0.0), labels),
+        Case("instances", lambda: ActivePassiveLoss(PolyLoss(), BrierLoss()), labels),
+        *in_every_shape(ActivePassiveLoss),
+    ],
     "CompSumLoss": [
         Case("tau=1", CompSumLoss, labels),
         *(

@@ -23,16 +23,28 @@ from torch.utils.checkpoint import checkpoint
 import lossary
 from cases import CASES
 from lossary import (
+    ActivePassiveLoss,
     ALDRKLLoss,
+    AsymmetricExponentialLoss,
+    AsymmetricGCELoss,
+    AsymmetricUnhingedLoss,
+    BrierLoss,
     ClassificationLoss,
     CompSumLoss,
     CrammerSingerLoss,
+    FocalLoss,
     GeneralizedCrossEntropyLoss,
+    JensenShannonLoss,
+    LabelSmoothingCrossEntropyLoss,
     LDRKLLoss,
     LDRLoss,
     LinearLogits,
+    LogitZRegularizer,
     MulticlassMAELoss,
+    NormalizedCrossEntropyLoss,
+    PolyLoss,
     ReverseCrossEntropyLoss,
+    RobustLogLoss,
     SmoothAdversarialCompSumLoss,
     SymmetricCrossEntropyLoss,
     TruncatedGCELoss,
@@ -68,6 +80,20 @@ HEADS = {
     "LDR_top": lambda **o: LDRKLLoss(0.0, torch.linspace(0.1, 0.9, K), **o),
     "LDR_general": lambda **o: LDRLoss(2.0, **o),
     "hinge": lambda **o: CrammerSingerLoss(**o),
+    "smoothing": lambda **o: LabelSmoothingCrossEntropyLoss(**o),
+    "poly": lambda **o: PolyLoss(**o),
+    "focal": lambda **o: FocalLoss(alpha=torch.linspace(0.1, 0.9, K), **o),
+    "Brier": lambda **o: BrierLoss(**o),
+    "log_z": lambda **o: LogitZRegularizer(0.3, **o),
+    "NCE": lambda **o: NormalizedCrossEntropyLoss(**o),
+    "AGCE": lambda **o: AsymmetricGCELoss(**o),
+    "AUL": lambda **o: AsymmetricUnhingedLoss(**o),
+    "AEL": lambda **o: AsymmetricExponentialLoss(**o),
+    "JS": lambda **o: JensenShannonLoss(**o),
+    "NCE+RCE": lambda **o: ActivePassiveLoss(**o),
+    "instances": lambda **o: ActivePassiveLoss(
+        PolyLoss(class_dim=o.get("class_dim", 1)), BrierLoss(class_dim=o.get("class_dim", 1)), **o
+    ),
 }
 every_head = pytest.mark.parametrize("head", HEADS)
 #: What the layer does to the products.
@@ -564,6 +590,7 @@ def test_a_loss_of_ones_own():
         lambda: LDRLoss(divergence="euclidean"),
         lambda: LDRLoss(topk=2),
         WestonWatkinsLoss,
+        RobustLogLoss,
     ],
 )
 def test_losses_of_whole_rows_refuse(loss):

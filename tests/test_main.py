@@ -551,9 +551,11 @@ def lines(figure):
 
 #: More than one number goes in, or the samples of a batch together.
 NO_CURVE = (
+    "DirectCoverageLoss",
     "EarlyTimestepDiffusionLoss",
     "GlobalContrastiveLoss",
     "InfoNCELoss",
+    "LogitZRegularizer",
     "NTXentLoss",
     "SequenceNLLLoss",
     "SymmetricConsistencyLoss",

@@ -6,6 +6,14 @@ from lossary._distributed import global_normalizer
 from lossary._layouts import LinearLogits, ShardedLogits
 from lossary._properties import Properties
 from lossary.adaptation import SymmetricConsistencyLoss
+from lossary.classification import (
+    BrierLoss,
+    DirectCoverageLoss,
+    FocalLoss,
+    LabelSmoothingCrossEntropyLoss,
+    LogitZRegularizer,
+    PolyLoss,
+)
 from lossary.comp_sum import (
     CompSumLoss,
     GeneralizedCrossEntropyLoss,
@@ -27,7 +35,17 @@ from lossary.contrastive import InfoNCELoss, NTXentLoss
 from lossary.global_contrastive import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss
 from lossary.ldr import ALDRKLLoss, CrammerSingerLoss, LDRKLLoss, LDRLoss, WestonWatkinsLoss
 from lossary.metric import OPIS, TCMLoss
-from lossary.noisy_labels import ReverseCrossEntropyLoss, SymmetricCrossEntropyLoss
+from lossary.noisy_labels import (
+    ActivePassiveLoss,
+    AsymmetricExponentialLoss,
+    AsymmetricGCELoss,
+    AsymmetricUnhingedLoss,
+    JensenShannonLoss,
+    NormalizedCrossEntropyLoss,
+    ReverseCrossEntropyLoss,
+    RobustLogLoss,
+    SymmetricCrossEntropyLoss,
+)
 from lossary.preference import DPOLoss, PairwisePreferenceLoss, RobustDPOLoss, RPOLoss
 from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
 from lossary.sequences import (
@@ -47,29 +65,42 @@ from lossary.theory import (
 
 __all__ = [
     "ALDRKLLoss",
+    "ActivePassiveLoss",
+    "AsymmetricExponentialLoss",
+    "AsymmetricGCELoss",
+    "AsymmetricUnhingedLoss",
+    "BrierLoss",
     "CauchyLoss",
     "ClassificationLoss",
     "CompSumLoss",
     "ConsistencyLoss",
     "CrammerSingerLoss",
     "DPOLoss",
+    "DirectCoverageLoss",
     "EarlyTimestepDiffusionLoss",
+    "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "GlobalContrastiveLoss",
     "InfoNCELoss",
+    "JensenShannonLoss",
     "LDRKLLoss",
     "LDRLoss",
+    "LabelSmoothingCrossEntropyLoss",
     "LinearLogits",
+    "LogitZRegularizer",
     "Loss",
     "MulticlassMAELoss",
     "NTXentLoss",
+    "NormalizedCrossEntropyLoss",
     "OPIS",
     "PairwisePreferenceLoss",
+    "PolyLoss",
     "Properties",
     "PseudoHuberLoss",
     "RPOLoss",
     "ReverseCrossEntropyLoss",
     "RobustDPOLoss",
+    "RobustLogLoss",
     "SequenceNLLLoss",
     "ShardedLogits",
     "SmoothAdversarialCompSumLoss",

@@ -469,6 +469,18 @@ class ClassificationLoss(Loss):
             logits, target, (name,), class_dim=dim, temperature=temperature, margin=margin
         )[0]
 
+    def statistics(
+        self, logits: Tensor, target: Tensor | None, names: tuple[str, ...]
+    ) -> Iterable[Tensor]:
+        """Return statistics of the rows of logits: see :mod:`lossary._softmax` for their names.
+
+        They are those against ``target``, or against every class where it is ``None``.
+        """
+        dim = self._class_axis(logits)
+        if target is None:
+            return _softmax.all_statistics(logits, names, class_dim=dim)
+        return _softmax.row_statistics(logits, target, names, class_dim=dim)
+
     def expected(self, logits: Tensor, probabilities: Tensor, mass: Tensor, *others: Any) -> Tensor:
         """Return the per-sample value for a probability target.
 

@@ -26,6 +26,16 @@ def expm1(x: Tensor) -> Tensor:
     return torch.expm1(x.detach()) + (slope - slope.detach())
 
 
+def exp_remainder(x: Tensor) -> Tensor:
+    """Return exp(x) - 1 - x for x <= 0, which is x^2/2 near 0, to full relative accuracy."""
+    near = x > -0.5
+    y = torch.where(near, x, 0.0)
+    series = torch.ones_like(y)
+    for n in range(15, 2, -1):  # 0.5^14/16! is below the rounding of 1/2
+        series = 1.0 + series * y / n
+    return torch.where(near, y.square() / 2.0 * series, torch.exp(x) - 1.0 - x)
+
+
 def log1mexp(x: Tensor) -> Tensor:
     """Return log(1 - exp(x)) for x <= 0, to full relative accuracy, -inf at 0.
 

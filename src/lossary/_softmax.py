@@ -182,6 +182,37 @@ def all_log_odds(
     return t.movedim(-1, class_dim)
 
 
+def all_statistics(logits: Tensor, names: tuple[str, ...], *, class_dim: int = 1) -> list[Tensor]:
+    """Return the statistics ``names`` against every class, each of the shape of the logits.
+
+    A composite of logits-sized operations, O(N K).
+    """
+    check_in_memory(logits, "the loss of every class")
+    z = logits.to(_compute_dtype(logits)).movedim(class_dim, -1)
+    out = []
+    for name in names:
+        if name in (LOG_ODDS, CHANCE_ODDS):
+            x = all_log_odds(z, class_dim=-1, above_chance=name == CHANCE_ODDS)
+        elif name == TARGET:
+            x = z
+        elif name == GAPS:
+            # Around the top, so that an offset common to all logits costs no digits.
+            low = z - z.detach().amax(-1, keepdim=True)
+            x = low.sum(-1, keepdim=True) - z.shape[-1] * low
+            x = torch.where(z == -math.inf, math.inf, x)
+        else:
+            p = torch.softmax(z, -1)
+            top = p.argmax(-1, keepdim=True)
+            is_top = top == torch.arange(z.shape[-1], device=z.device)
+            square = p.square()
+            # At p <= 1/2 the rivals' shares follow from p; only the top class needs the exclusion.
+            x = (square.sum(-1, keepdim=True) - square) / (1 - torch.where(is_top, 0.0, p)).square()
+            alone = row_statistics(z, top.squeeze(-1), (RIVAL_SQUARES,), class_dim=-1)[0]
+            x = torch.where(is_top, alone.unsqueeze(-1), x)
+        out.append(x.movedim(-1, class_dim))
+    return out
+
+
 def uniform_divergence(
     logits: Tensor,
     target: Tensor,
@@ -283,6 +314,14 @@ def _rival_index(f: Tensor, y: Tensor, matrix: Tensor | None) -> Tensor:
         z, j = tile.load(a, b)
         index[a] = _argmax(z.scatter_(1, j, tile.lowest))
     return index.view(y.shape)
+
+
+def top_class(logits: Tensor, class_dim: int) -> Tensor:
+    """Return the index of the largest logit of every row."""
+    f = logits.detach().movedim(class_dim, -1)
+    if not f.is_contiguous():
+        return f.argmax(-1)
+    return _argmax(f.reshape(-1, f.shape[-1])).view(f.shape[:-1])
 
 
 def _argmax(z: Tensor) -> Tensor:
