@@ -5,6 +5,13 @@ from lossary._base import ClassificationLoss, Loss
 from lossary._layouts import LinearLogits, ShardedLogits
 from lossary._properties import Properties
 from lossary.adaptation import SymmetricConsistencyLoss
+from lossary.aggregate import AggregateResponseLoss
+from lossary.binary import EnsLoss, NormalizedLogisticLoss, ScaledLogisticLoss
+from lossary.certified import (
+    IBPRobustCrossEntropyLoss,
+    IBPTightnessRegularizer,
+    ReLUBalanceRegularizer,
+)
 from lossary.comp_sum import (
     CompSumLoss,
     GeneralizedCrossEntropyLoss,
@@ -24,6 +31,7 @@ from lossary.consistency import (
 )
 from lossary.contrastive import InfoNCELoss, NTXentLoss
 from lossary.global_contrastive import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss
+from lossary.gradients import perp_grad, perp_grad_
 from lossary.ldr import ALDRKLLoss, CrammerSingerLoss, LDRKLLoss, LDRLoss, WestonWatkinsLoss
 from lossary.metric import OPIS, TCMLoss
 from lossary.noisy_labels import ReverseCrossEntropyLoss, SymmetricCrossEntropyLoss
@@ -37,6 +45,12 @@ from lossary.sequences import (
     sequence_logps,
     token_logps,
 )
+from lossary.softmax_alternatives import (
+    SphericalSoftmaxLoss,
+    StableMaxCrossEntropyLoss,
+    TaylorSoftmaxLoss,
+    ZLoss,
+)
 from lossary.theory import (
     comp_sum_conditional_minimum,
     comp_sum_gamma,
@@ -46,6 +60,7 @@ from lossary.theory import (
 
 __all__ = [
     "ALDRKLLoss",
+    "AggregateResponseLoss",
     "CauchyLoss",
     "ClassificationLoss",
     "CompSumLoss",
@@ -53,8 +68,11 @@ __all__ = [
     "CrammerSingerLoss",
     "DPOLoss",
     "EarlyTimestepDiffusionLoss",
+    "EnsLoss",
     "GeneralizedCrossEntropyLoss",
     "GlobalContrastiveLoss",
+    "IBPRobustCrossEntropyLoss",
+    "IBPTightnessRegularizer",
     "InfoNCELoss",
     "LDRKLLoss",
     "LDRLoss",
@@ -62,22 +80,29 @@ __all__ = [
     "Loss",
     "MulticlassMAELoss",
     "NTXentLoss",
+    "NormalizedLogisticLoss",
     "OPIS",
     "PairwisePreferenceLoss",
     "Properties",
     "PseudoHuberLoss",
     "RPOLoss",
+    "ReLUBalanceRegularizer",
     "ReverseCrossEntropyLoss",
     "RobustDPOLoss",
+    "ScaledLogisticLoss",
     "SequenceNLLLoss",
     "ShardedLogits",
     "SmoothAdversarialCompSumLoss",
+    "SphericalSoftmaxLoss",
+    "StableMaxCrossEntropyLoss",
     "SymmetricConsistencyLoss",
     "SymmetricCrossEntropyLoss",
     "TCMLoss",
+    "TaylorSoftmaxLoss",
     "TruncatedGCELoss",
     "TwoWayGlobalContrastiveLoss",
     "WestonWatkinsLoss",
+    "ZLoss",
     "adaptive_cauchy_scale",
     "comp_sum_conditional_minimum",
     "comp_sum_gamma",
@@ -92,6 +117,8 @@ __all__ = [
     "logistic_regret_bound",
     "lognormal_index_probabilities",
     "minibatch_ot_coupling",
+    "perp_grad",
+    "perp_grad_",
     "sequence_logps",
     "testing",
     "token_logps",

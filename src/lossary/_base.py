@@ -26,7 +26,9 @@ from lossary._checks import (
     check_choice,
     check_device,
     check_floating,
+    check_in_memory,
     check_int,
+    check_like,
     check_number,
     check_tensor,
 )
@@ -351,6 +353,31 @@ def expectation(values: Tensor, probabilities: Tensor, mass: Tensor, axis: int) 
     return (mass * values).sum(axis)
 
 
+def present_rows(logits: Tensor, target: Tensor | None, axis: int, what: str) -> Tensor:
+    """Return the logits with zeros in the rows that are not there; ``what`` needs a tensor."""
+    check_in_memory(logits, what)
+    if target is None:
+        return logits
+    return torch.where((target < 0).unsqueeze(axis), 0.0, logits)
+
+
+def signed_margin(logits: Tensor, target: Tensor) -> Tensor:
+    """Return m = f for target 1 and -f for target 0, with both of a binary loss checked."""
+    check_floating("logits", logits)
+    check_tensor("target", target)
+    if target.dtype.is_complex:
+        raise TypeError(f"target: expected bool or numbers 0 and 1, got {target.dtype}")
+    check_like("target", target, "logits", logits)
+    positive = target > 0
+    if _softmax.readable(target):
+        wrong = target != positive
+        if bool(wrong.any()):
+            raise ValueError(
+                f"target: expected bool or numbers 0 and 1, got {float(target[wrong][0]):g}"
+            )
+    return torch.where(positive, logits, -logits)
+
+
 class ClassificationLoss(Loss):
     r"""Base class of the losses of logits and a class target.
 
@@ -402,6 +429,8 @@ class ClassificationLoss(Loss):
     class_weight: Tensor | None
     #: The position of ``target`` among the inputs. The logits are the first.
     _target_at: ClassVar[int] = 1
+    #: What the first input is called.
+    _first: ClassVar[str] = "logits"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -410,6 +439,7 @@ class ClassificationLoss(Loss):
             if "target" not in names[1:]:
                 raise TypeError(f"per_sample: expected (logits, ..., target, ...), got {names}")
             cls._target_at = names.index("target")
+            cls._first = names[0]
 
     def __init__(
         self,
@@ -493,7 +523,7 @@ class ClassificationLoss(Loss):
             return 0
         if not -n <= self.class_dim < n:
             raise ValueError(
-                f"logits: expected an axis {self.class_dim} (class_dim), "
+                f"{self._first}: expected an axis {self.class_dim} (class_dim), "
                 f"got shape {tuple(logits.shape)}"
             )
         return self.class_dim % n
@@ -579,20 +609,20 @@ class ClassificationLoss(Loss):
     def _check_inputs(self, logits: Tensor, target: Tensor) -> int:
         """Check what can be checked without looking at the values; return the class axis."""
         if not isinstance(logits, Layout):
-            check_floating("logits", logits)
+            check_floating(self._first, logits)
             if hasattr(logits, "placements"):  # its kernels would see one process's part as all
                 raise TypeError(
-                    "logits: expected a plain tensor, or ShardedLogits(logits) where the classes "
-                    f"are spread over processes, got a DTensor with {logits.placements}"
+                    f"{self._first}: expected a plain tensor, or ShardedLogits(logits) where the "
+                    f"classes are spread over processes, got a DTensor with {logits.placements}"
                 )
         check_tensor("target", target)
         if logits.dim() == 0:
-            raise ValueError("logits: expected a class axis, got a 0-dim tensor")
+            raise ValueError(f"{self._first}: expected a class axis, got a 0-dim tensor")
         axis = self._class_axis(logits)
         shape = logits.shape
         num_classes = shape[axis]
         if num_classes < 2:
-            raise ValueError(f"logits: expected at least 2 classes, got {num_classes}")
+            raise ValueError(f"{self._first}: expected at least 2 classes, got {num_classes}")
         class_weight = self._buffers["class_weight"]  # a fifth of the time of self.class_weight
         if class_weight is not None and len(class_weight) != num_classes:
             raise ValueError(
