@@ -12,7 +12,6 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from lossary._base import Loss, LossOptions
 from lossary._checks import (
@@ -22,6 +21,7 @@ from lossary._checks import (
     check_integers,
     check_number,
 )
+from lossary._numerics import softplus
 from lossary._properties import Properties
 from lossary._softmax import readable
 
@@ -65,8 +65,8 @@ class AggregateResponseLoss(Loss):
         Bags of one sample: the base loss.
 
     Note:
-        "bce" takes the logarithm of the mean of sigmoids from their logarithms, so that neither
-        saturated logits nor a bag of improbable samples lose it.
+        "bce" takes the log-odds of the mean of sigmoids from the logarithms of the sigmoids, so that
+        neither a bag of improbable samples nor one of nearly certain ones loses it.
 
     Raises:
         ValueError: ``rho`` outside [0, 1], an unknown ``base``, shapes that do not fit; on CPU
@@ -110,10 +110,10 @@ class AggregateResponseLoss(Loss):
             mean = zeros.index_add(0, bag_index, input) / size
             bag, each = (y - mean).square(), (own - input).square()
         else:
-            yes, no = logsigmoid(input), logsigmoid(-input)
-            each = -own * yes - (1.0 - own) * no
-            yes, no = (_log_mean(x, bag_index, occupied, size) for x in (yes, no))
-            bag = -y * yes - (1.0 - y) * no
+            each = _cross_entropy(own, input)
+            # The log-odds of the mean: accurate for a mean near 0 and near 1.
+            yes, no = (_log_mean(-softplus(x), bag_index, occupied, size) for x in (-input, input))
+            bag = _cross_entropy(y, yes - no)
         instance = zeros.index_add(0, bag_index, each) / size
         value = (1.0 - self.rho) * bag + self.rho * instance
         return torch.where(occupied, value, 0.0), occupied.to(value.dtype)
@@ -179,6 +179,10 @@ class AggregateResponseLoss(Loss):
             counterexamples=counterexamples,
             source="Javanmard et al. 2024; algebra",
         )
+
+
+def _cross_entropy(y: Tensor, log_odds: Tensor) -> Tensor:
+    return y * softplus(-log_odds) + (1.0 - y) * softplus(log_odds)
 
 
 def _log_mean(x: Tensor, bag_index: Tensor, occupied: Tensor, size: Tensor) -> Tensor:
