@@ -65,8 +65,8 @@ class AggregateResponseLoss(Loss):
         Bags of one sample: the base loss.
 
     Note:
-        "bce" takes the log-odds of the mean of sigmoids from the logarithms of the sigmoids, so that
-        neither a bag of improbable samples nor one of nearly certain ones loses it.
+        "bce" takes the log-odds of the mean of sigmoids from their logarithms, so that neither a
+        bag of improbable samples nor one of nearly certain ones loses it.
 
     Raises:
         ValueError: ``rho`` outside [0, 1], an unknown ``base``, shapes that do not fit; on CPU
