@@ -344,6 +344,12 @@ def test_equal_logits_have_no_gradient_without_eps(dtype):
     assert (g == 0).all()
     (h,) = torch.autograd.grad(g.sum(), f, allow_unused=True, materialize_grads=True)
     assert (h == 0).all()
+    # Also where the mean of equal numbers is not that number.
+    for k in (3, 6, 7, 10, 11):
+        f = torch.full((1, k), 0.1, dtype=dtype, requires_grad=True)
+        (g,) = torch.autograd.grad(ZLoss(a=2.0, b=0.5)(f, torch.tensor([0])), f)
+        assert (g == 0).all()
+    f = torch.full((2, 4), 5.0, dtype=dtype, requires_grad=True)
     # With eps the gradient is that of the numerator.
     (g,) = torch.autograd.grad(ZLoss(a=2.0, b=0.5, eps=0.04, reduction="sum")(f, y), f)
     push = 1 / (1 + math.exp(-1.0))
