@@ -210,6 +210,14 @@ def test_special_batches():
         close(slopes(NormalizedLogisticLoss(), one, torch.tensor([0])), [-1.0])
 
 
+@pytest.mark.parametrize("loss", [NormalizedLogisticLoss(), EnsLoss()])
+def test_a_batch_of_none(loss):
+    f = torch.zeros(0, requires_grad=True)
+    out = loss(f, torch.zeros(0))
+    assert out == 0.0
+    assert torch.autograd.grad(out, f)[0].shape == (0,)
+
+
 def test_weights_multiply_afterwards():
     f, y = torch.randn(5, dtype=F64), torch.tensor([0, 1, 1, 0, 1])
     values = NormalizedLogisticLoss(reduction="none")(f, y)

@@ -291,8 +291,9 @@ def test_tightness_value(tol, seed):
     loss = IBPTightnessRegularizer(tol)
     close(loss(box, layers), published_tightness(box, layers, tol))
     assert 0 < loss(box, layers) < 1
-    scaled = [(7.0 * c, 7.0 * d) for c, d in layers]
-    close(loss((7.0 * box[0], 7.0 * box[1]), scaled), loss(box, layers))
+    for k in (7.0, 1e-8):
+        scaled = [(k * c, k * d) for c, d in layers]
+        close(loss((k * box[0], k * box[1]), scaled), loss(box, layers), rtol=1e-10)
 
 
 def test_tightness_by_hand():
