@@ -14,6 +14,7 @@ import torch
 
 from lossary import (
     ActivePassiveLoss,
+    AggregateResponseLoss,
     ALDRKLLoss,
     AsymmetricExponentialLoss,
     AsymmetricGCELoss,
@@ -26,9 +27,12 @@ from lossary import (
     DirectCoverageLoss,
     DPOLoss,
     EarlyTimestepDiffusionLoss,
+    EnsLoss,
     FocalLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
+    IBPRobustCrossEntropyLoss,
+    IBPTightnessRegularizer,
     InfoNCELoss,
     JensenShannonLoss,
     LabelSmoothingCrossEntropyLoss,
@@ -38,21 +42,26 @@ from lossary import (
     LogitZRegularizer,
     Loss,
     MulticlassMAELoss,
+    NormalizedLogisticLoss,
     NTXentLoss,
     PolyLoss,
     PseudoHuberLoss,
+    ReLUBalanceRegularizer,
     ReverseCrossEntropyLoss,
     RobustDPOLoss,
     RobustLogLoss,
     RPOLoss,
+    ScaledLogisticLoss,
     SequenceNLLLoss,
     SmoothAdversarialCompSumLoss,
+    SphericalSoftmaxLoss,
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
     TCMLoss,
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
     WestonWatkinsLoss,
+    ZLoss,
     linear_sequence_logps,
     linear_token_logps,
 )
@@ -994,7 +1003,224 @@ def of_labels() -> tuple[Row, ...]:
     )  # fmt: skip
 
 
+def binary(loss: type[Loss], *further: Any) -> tuple[Row, ...]:
+    """What no loss of one logit takes."""
+    f, y = LOGITS[:, 0], torch.tensor([0, 1, 1, 0])
+
+    def refused(argument: str, id: str, says: tuple[str, ...], *inputs: Any, **k: Any) -> Row:
+        error = k.pop("error", ValueError)
+        return Row(
+            f"{loss.__name__}_{argument}_{id}",
+            argument,
+            says,
+            error,
+            loss,
+            {},
+            (*inputs, *further),
+            k,
+        )
+
+    return (
+        refused("logits", "int", ("floating point", "int64"), y, y, error=TypeError),
+        refused("logits", "list", ("a tensor", "list"), f.tolist(), y, error=TypeError),
+        refused("target", "list", ("a tensor", "list"), f, y.tolist(), error=TypeError),
+        refused("target", "complex", ("0 and 1", "complex64"), f, y + 0j, error=TypeError),
+        refused("target", "column", ("shape of logits, (4,)", "(4, 1)"), f, y[:, None]),
+        refused("target", "short", ("(4,)", "(3,)"), f, y[:3]),
+        refused("target", "of_columns", ("(4, 3)", "(4,)"), LOGITS, y),
+        refused("target", "minus_one", ("0 and 1", "got -1"), f, 2 * y - 1),
+        refused("target", "two", ("0 and 1", "got 2"), f, y + 1),
+        refused("target", "share", ("0 and 1", "got 0.5"), f, 0.5 * y),
+        refused("target", "nan", ("0 and 1", "got nan"), f, y * NAN),
+        refused("target", "other_device", ("device cpu", "meta"), f, y.to("meta")),
+        refused("weight", "column", ("(4,)", "(4, 1)"), f, y, weight=torch.ones(4, 1)),
+    )
+
+
+def binary_batches(loss: type[Loss]) -> tuple[Row, ...]:
+    """What no loss of a batch of single logits takes, beside that."""
+    y = torch.tensor([0, 1, 1, 0])
+    return (
+        *binary(loss),
+        Row(
+            f"{loss.__name__}_logits_column",
+            "logits",
+            ("(N,)", "(4, 1)"),
+            ValueError,
+            loss,
+            {},
+            (LOGITS[:, :1], y[:, None]),
+        ),
+        Row(
+            f"{loss.__name__}_logits_0_dim",
+            "logits",
+            ("(N,)", "()"),
+            ValueError,
+            loss,
+            {},
+            (LOGITS[0, 0], y[0]),
+        ),
+    )
+
+
+def draws(id: str, says: tuple[str, ...], value: Any, error=ValueError) -> Row:
+    inputs = (LOGITS[:, 0], torch.tensor([0, 1, 1, 0]), value)
+    return Row(f"EnsLoss_normal_draws_{id}", "normal_draws", says, error, EnsLoss, {}, inputs)
+
+
+def upper(id: str, says: tuple[str, ...], *inputs: Any, error=ValueError, **keywords: Any) -> Row:
+    name = f"IBPRobustCrossEntropyLoss_upper_{id}"
+    argument = "lower" if "crossed" in id else "upper"
+    return Row(name, argument, says, error, IBPRobustCrossEntropyLoss, {}, inputs, keywords)
+
+
+def boxes(loss: type[Loss], name: str, *before: Any) -> tuple[Row, ...]:
+    """What the regularizers of bounds refuse in the bounds of a layer."""
+    low, high = LOGITS, LOGITS + 1.0
+    good = (low, high)
+
+    def refused(id: str, says: tuple[str, ...], value: Any, error=ValueError, layer=None) -> Row:
+        argument = "layer_bounds" if layer is None else f"layer_bounds[{layer}]"
+        return Row(f"{name}_{id}", argument, says, error, loss, {}, (*before, value))
+
+    return (
+        *not_numbers(loss, "tol"),
+        hyper(loss, "tol", 0.0, "(0, inf)", "0.0"),
+        hyper(loss, "tol", -0.5, "(0, inf)", "-0.5"),
+        hyper(loss, "tol", NAN, "(0, inf)", "nan"),
+        hyper(loss, "tol", INF, "(0, inf)", "inf"),
+        refused("none", ("sequence of pairs", "NoneType"), None, TypeError),
+        refused("generator", ("sequence of pairs", "generator"), (x for x in [good]), TypeError),
+        refused("empty", ("at least one layer", "none"), []),
+        refused("0_dim", ("at least one layer", "none"), torch.tensor(1.0)),
+        refused("one_bound", ("a pair", "got 1"), [(low,)], layer=0),
+        refused("flat", ("a pair", "got (4, 3)"), list(good), layer=0),
+        refused("flat_tensor", ("a pair", "()"), torch.ones(3), layer=0),
+        refused("number", ("a pair", "float"), [good, 1.0], TypeError, layer=1),
+        refused("list", ("a tensor", "list"), [good, ([1.0], [2.0])], TypeError, layer=1),
+        refused("int", ("floating", "int64"), [good, (TARGET, TARGET)], TypeError, layer=1),
+        refused("int_above", ("floating", "int64"), [(low, low.long())], TypeError, layer=0),
+        refused("shapes", ("(4, 3)", "(3, 3)"), [good, (low, high[:3])], layer=1),
+        refused("device", ("device cpu", "meta"), [(low, high.to("meta"))], layer=0),
+        refused("crossed", ("lower bounds <= upper", "2", "1"), [good, (high, low)], layer=1),
+        Row(
+            f"{loss.__name__}_weight",
+            "weight",
+            ("none", "one number"),
+            ValueError,
+            loss,
+            {},
+            (*before, [good]),
+            {"weight": torch.ones(4)},
+        ),
+    )
+
+
+BOX = (LOGITS, LOGITS + 1.0)
+
+
+def aggregate(
+    id: str, argument: str, says: tuple[str, ...], error=ValueError, **change: Any
+) -> Row:
+    base = change.pop("base", "mse")
+    inputs = {
+        "input": LOGITS[:, 0],
+        "bag_index": torch.tensor([0, 1, 1, 0]),
+        "bag_target": torch.tensor([0.5, 1.0]),
+    }
+    keywords = {k: x for k, x in change.items() if k not in inputs}
+    called = tuple(change.get(k, x) for k, x in inputs.items())
+    name = f"AggregateResponseLoss_{argument}_{id}"
+    return Row(name, argument, says, error, AggregateResponseLoss, {"base": base}, called, keywords)
+
+
 FAMILIES = (
+    *not_numbers(SphericalSoftmaxLoss, "eps"),
+    hyper(SphericalSoftmaxLoss, "eps", 0.0, "(0, inf)", "0.0"),
+    hyper(SphericalSoftmaxLoss, "eps", -1.0, "(0, inf)", "-1.0"),
+    hyper(SphericalSoftmaxLoss, "eps", INF, "(0, inf)", "inf"),
+    *not_numbers(ZLoss, "a", b=0.0),
+    *not_numbers(ZLoss, "b", a=1.0),
+    *not_numbers(ZLoss, "eps", a=1.0, b=0.0),
+    hyper(ZLoss, "a", 0.0, "(0, inf)", "0.0", b=0.0),
+    hyper(ZLoss, "a", -1.0, "(0, inf)", "-1.0", b=0.0),
+    hyper(ZLoss, "a", INF, "(0, inf)", "inf", b=0.0),
+    hyper(ZLoss, "b", NAN, "(-inf, inf)", "nan", a=1.0),
+    hyper(ZLoss, "b", INF, "(-inf, inf)", "inf", a=1.0),
+    hyper(ZLoss, "eps", -1e-9, "[0, inf)", "-1e-09", a=1.0, b=0.0),
+    hyper(ZLoss, "eps", INF, "[0, inf)", "inf", a=1.0, b=0.0),
+    Row("ZLoss_a_missing", None, ("'a'",), TypeError, ZLoss, {"b": 0.0}),
+    Row("ZLoss_b_missing", None, ("'b'",), TypeError, ZLoss, {"a": 1.0}),
+    *binary(ScaledLogisticLoss),
+    *not_numbers(ScaledLogisticLoss, "scale"),
+    hyper(ScaledLogisticLoss, "scale", 0.0, "(0, inf]", "0.0"),
+    hyper(ScaledLogisticLoss, "scale", -1.0, "(0, inf]", "-1.0"),
+    hyper(ScaledLogisticLoss, "scale", NAN, "(0, inf]", "nan"),
+    *binary_batches(NormalizedLogisticLoss),
+    hyper(NormalizedLogisticLoss, "gather", "always", "'auto'", "'always'"),
+    *binary_batches(EnsLoss),
+    *(
+        row
+        for name in ("lam", "clip", "offset")
+        for row in (
+            *not_numbers(EnsLoss, name),
+            hyper(EnsLoss, name, NAN, "inf)", "nan"),
+            hyper(EnsLoss, name, INF, "inf)", "inf"),
+        )
+    ),
+    hyper(EnsLoss, "clip", 0.0, "(0, inf)", "0.0"),
+    hyper(EnsLoss, "offset", 0.0, "(0, inf)", "0.0"),
+    hyper(EnsLoss, "tail", None, "True, False", "None"),
+    hyper(EnsLoss, "generator", 0, "torch.Generator", "int", error=TypeError),
+    draws("list", ("a tensor", "list"), [0.0] * 4, TypeError),
+    draws("int", ("floating", "int64"), torch.ones(4).long(), TypeError),
+    draws("short", ("shape of logits, (4,)", "(3,)"), torch.zeros(3)),
+    draws("one", ("(4,)", "(1,)"), torch.zeros(1)),
+    draws("other_device", ("device cpu", "meta"), torch.zeros(4, device="meta")),
+    upper("none", ("a tensor", "NoneType"), LOGITS, None, TARGET, error=TypeError),
+    upper("int", ("floating", "int64"), LOGITS, LOGITS.long() + 5, TARGET, error=TypeError),
+    upper("double", ("float32", "float64"), LOGITS, LOGITS.double(), TARGET, error=TypeError),
+    upper("other_N", ("(4, 3)", "(3, 3)"), LOGITS, LOGITS[:3], TARGET),
+    upper("one_row", ("(4, 3)", "(1, 3)"), LOGITS, LOGITS[:1], TARGET),
+    upper("other_N_soft", ("(4, 3)", "(3, 3)"), LOGITS, LOGITS[:3], PROBABILITIES),
+    upper("crossed", ("<= upper", "got 1 and 0.5"), LOGITS, LOGITS - 0.5, TARGET),
+    upper("crossed_once", ("<= upper", "got -1 and -2"), LOGITS,
+          LOGITS - torch.tensor([[0.0], [0.0], [1.0], [0.0]]), TARGET),
+    upper("crossed_soft", ("<= upper", "got 1 and 0.5"), LOGITS, LOGITS - 0.5, PROBABILITIES),
+    upper("crossed_weighted", ("<= upper", "got 0 and -0.5"), LOGITS, LOGITS - 0.5, TARGET,
+          weight=torch.tensor([0.0, 1.0, 1.0, 1.0])),
+    *boxes(IBPTightnessRegularizer, "IBPTightnessRegularizer_layers", BOX),
+    *boxes(ReLUBalanceRegularizer, "ReLUBalanceRegularizer_layers"),
+    Row("IBPTightnessRegularizer_input_flat", "input_bounds", ("a pair", "(4, 3)"), ValueError,
+        IBPTightnessRegularizer, {}, (LOGITS, [BOX])),
+    Row("IBPTightnessRegularizer_input_none", "input_bounds", ("a pair", "NoneType"), TypeError,
+        IBPTightnessRegularizer, {}, (None, [BOX])),
+    Row("IBPTightnessRegularizer_input_crossed", "input_bounds", ("<= upper", "2", "1"),
+        ValueError, IBPTightnessRegularizer, {}, (BOX[::-1], [BOX])),
+    *not_numbers(AggregateResponseLoss, "rho"),
+    hyper(AggregateResponseLoss, "rho", -0.1, "[0, 1]", "-0.1"),
+    hyper(AggregateResponseLoss, "rho", 1.1, "[0, 1]", "1.1"),
+    hyper(AggregateResponseLoss, "rho", NAN, "[0, 1]", "nan"),
+    hyper(AggregateResponseLoss, "base", "l2", "'mse', 'bce'", "'l2'"),
+    aggregate("int", "input", ("floating", "int64"), TypeError, input=TARGET),
+    aggregate("column", "input", ("(N,)", "(4, 1)"), input=LOGITS[:, :1]),
+    aggregate("list", "bag_index", ("a tensor", "list"), TypeError, bag_index=[0, 1, 1, 0]),
+    aggregate("float", "bag_index", ("integers", "float32"), TypeError, bag_index=torch.zeros(4)),
+    aggregate("short", "bag_index", ("(4,)", "(3,)"), bag_index=TARGET[:3]),
+    aggregate("other_device", "bag_index", ("device cpu", "meta"), bag_index=TARGET.to("meta")),
+    aggregate("M", "bag_index", ("[0, 2)", "got 2"), bag_index=TARGET),
+    aggregate("negative", "bag_index", ("[0, 2)", "got -1"), bag_index=_indices(0, 1, -1, 0)),
+    aggregate("int", "bag_target", ("floating", "int64"), TypeError, bag_target=_indices(0, 1)),
+    aggregate("0_dim", "bag_target", ("(M,)", "()"), bag_target=torch.tensor(1.0)),
+    aggregate("per_column", "bag_target", ("(M,)", "(2, 3)"), bag_target=torch.ones(2, 3)),
+    aggregate("other_device", "bag_target", ("device cpu", "meta"),
+              bag_target=torch.ones(2, device="meta")),
+    aggregate("above_1", "bag_target", ("[0, 1]", "got 1.5"), base="bce",
+              bag_target=torch.tensor([0.5, 1.5])),
+    aggregate("below_0", "bag_target", ("[0, 1]", "got -0.5"), base="bce",
+              bag_target=torch.tensor([-0.5, 0.5])),
+    aggregate("per_sample", "weight", ("(2,)", "(4,)"), weight=torch.ones(4)),
+    aggregate("column", "weight", ("(2,)", "(2, 1)"), weight=torch.ones(2, 1)),
     *not_numbers(CompSumLoss, "tau"),
     hyper(CompSumLoss, "tau", -0.5, "[0, inf", "-0.5"),
     hyper(CompSumLoss, "tau", -1e-9, "[0, inf", "-1e-09"),

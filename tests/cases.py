@@ -13,6 +13,7 @@ import torch
 
 from lossary import (
     ActivePassiveLoss,
+    AggregateResponseLoss,
     ALDRKLLoss,
     AsymmetricExponentialLoss,
     AsymmetricGCELoss,
@@ -25,9 +26,12 @@ from lossary import (
     DirectCoverageLoss,
     DPOLoss,
     EarlyTimestepDiffusionLoss,
+    EnsLoss,
     FocalLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
+    IBPRobustCrossEntropyLoss,
+    IBPTightnessRegularizer,
     InfoNCELoss,
     JensenShannonLoss,
     LabelSmoothingCrossEntropyLoss,
@@ -37,21 +41,28 @@ from lossary import (
     Loss,
     MulticlassMAELoss,
     NormalizedCrossEntropyLoss,
+    NormalizedLogisticLoss,
     NTXentLoss,
     PolyLoss,
     PseudoHuberLoss,
+    ReLUBalanceRegularizer,
     ReverseCrossEntropyLoss,
     RobustDPOLoss,
     RobustLogLoss,
     RPOLoss,
+    ScaledLogisticLoss,
     SequenceNLLLoss,
     SmoothAdversarialCompSumLoss,
+    SphericalSoftmaxLoss,
+    StableMaxCrossEntropyLoss,
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
+    TaylorSoftmaxLoss,
     TCMLoss,
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
     WestonWatkinsLoss,
+    ZLoss,
 )
 
 K = 5
@@ -877,6 +888,170 @@ CASES["TwoWayGlobalContrastiveLoss"] += [
         SURROGATE,
     )
 ]
+
+
+def one_logit(*shape):
+    """Logits of any shape, each with a target of 0 or 1."""
+
+    def draw(n, dtype, generator):
+        logits = torch.randn(n, *shape, dtype=dtype, generator=generator)
+        return logits, torch.randint(2, logits.shape, generator=generator)
+
+    return draw
+
+
+def with_draws(n, dtype, generator):
+    """The same with the normal draws of a random loss, so that calls can be compared."""
+    return *one_logit()(n, dtype, generator), torch.randn(n, dtype=dtype, generator=generator)
+
+
+def bounds(inputs):
+    """Lower and upper bounds around logits."""
+
+    def draw(n, dtype, generator):
+        logits, target = inputs(n, dtype, generator)
+        width = 0.1 + torch.rand(logits.shape, dtype=dtype, generator=generator)
+        return logits - width, logits + width, target
+
+    return draw
+
+
+def boxes(n, dtype, generator, *shape):
+    """Pairs of bounds of six neurons, as one tensor."""
+    centre = torch.randn(*shape, n, 6, dtype=dtype, generator=generator)
+    width = 0.05 + 0.3 * torch.rand(*shape, n, 6, dtype=dtype, generator=generator)
+    return torch.stack((centre - width, centre + width), len(shape))
+
+
+def layers(n, dtype, generator):
+    return (boxes(n, dtype, generator, 3),)
+
+
+def growing_layers(n, dtype, generator):
+    growth = torch.tensor([1.0, 2.0, 5.0], dtype=dtype).view(3, 1, 1, 1)
+    return boxes(n, dtype, generator), boxes(n, dtype, generator, 3) * growth
+
+
+def bags(of=2, binary=False):
+    """Samples in bags of ``of``, and what is known of the bags."""
+
+    def draw(n, dtype, generator):
+        input = torch.randn(n, dtype=dtype, generator=generator)
+        shape = (-(-n // of),)
+        known = torch.randn(shape, dtype=dtype, generator=generator)
+        shares = torch.randint(3, shape, generator=generator).to(dtype) / 2
+        return input, torch.arange(n) // of, shares if binary else known
+
+    return draw
+
+
+#: Regularizers of bounds: the search for their bounds lets lower and upper ones cross.
+CROSSING = {"property:bounds": "the search leaves what has a lower bound below the upper one"}
+#: Samples are entries of bags, and cannot be left out of a batch without the others.
+OF_BAGS = dict.fromkeys(("weight_zero", "normalizer"), "one value per bag, not per sample")
+
+CASES |= {
+    "StableMaxCrossEntropyLoss": [
+        Case("default", StableMaxCrossEntropyLoss, labels),
+        Case("ignored", StableMaxCrossEntropyLoss, ignored_labels),
+        Case("tokens", lambda: StableMaxCrossEntropyLoss(class_dim=-1), tokens),
+        Case(
+            "class_weight soft",
+            lambda: StableMaxCrossEntropyLoss(class_weight=of_classes()),
+            probabilities,
+        ),
+    ],
+    "SphericalSoftmaxLoss": [
+        Case("eps=0.001", SphericalSoftmaxLoss, labels),
+        *(Case(f"eps={e:g}", lambda e=e: SphericalSoftmaxLoss(e), labels) for e in (0.5, 10.0)),
+        Case("two classes", lambda: SphericalSoftmaxLoss(0.5), two_classes),
+        Case("pixels", SphericalSoftmaxLoss, pixels),
+        Case("probabilities", SphericalSoftmaxLoss, probabilities),
+    ],
+    "TaylorSoftmaxLoss": [
+        Case("default", TaylorSoftmaxLoss, labels),
+        Case("ignored", TaylorSoftmaxLoss, ignored_labels),
+        Case("pixels", TaylorSoftmaxLoss, pixels),
+        Case("probabilities", TaylorSoftmaxLoss, probabilities),
+    ],
+    "ZLoss": [
+        Case("a=1 b=0", lambda: ZLoss(a=1.0, b=0.0), labels),
+        Case("a=5 b=1", lambda: ZLoss(a=5.0, b=1.0), labels),
+        Case("eps=0.1", lambda: ZLoss(a=1.0, b=0.5, eps=0.1), labels),
+        Case("two classes", lambda: ZLoss(a=0.5, b=-1.0, eps=2.0), two_classes),
+        Case("ignored", lambda: ZLoss(a=2.0, b=0.5), ignored_labels),
+        Case("pixels", lambda: ZLoss(a=1.0, b=0.0), pixels),
+        Case("probabilities", lambda: ZLoss(a=1.0, b=0.0), probabilities),
+    ],
+    "ScaledLogisticLoss": [
+        Case("scale=1", ScaledLogisticLoss, one_logit()),
+        *(
+            Case(f"scale={c:g}", lambda c=c: ScaledLogisticLoss(c), one_logit())
+            for c in (0.1, 20.0, math.inf)
+        ),
+        Case("several", lambda: ScaledLogisticLoss(3.0), one_logit(2), OF_SEVERAL),
+        Case("none", lambda: ScaledLogisticLoss(3.0, reduction="none"), one_logit()),
+    ],
+    "NormalizedLogisticLoss": [
+        Case("mean", NormalizedLogisticLoss, one_logit(), SURROGATE),
+        Case(
+            "batchmean",
+            lambda: NormalizedLogisticLoss(reduction="batchmean"),
+            one_logit(),
+            SURROGATE,
+        ),
+    ],
+    "EnsLoss": [
+        Case("lam=0", EnsLoss, with_draws, SURROGATE),
+        *(
+            Case(
+                f"lam={lam:g}",
+                lambda lam=lam: EnsLoss(lam, 0.7, offset=1e-3),
+                with_draws,
+                SURROGATE,
+            )
+            for lam in (-1.0, -0.7, 0.5, 1.0)
+        ),
+        Case("without tail", lambda: EnsLoss(tail=False), with_draws, SURROGATE),
+    ],
+    "IBPRobustCrossEntropyLoss": [
+        Case("default", IBPRobustCrossEntropyLoss, bounds(labels)),
+        Case("ignored", IBPRobustCrossEntropyLoss, bounds(ignored_labels)),
+        Case("pixels", IBPRobustCrossEntropyLoss, bounds(pixels)),
+        Case("tokens", lambda: IBPRobustCrossEntropyLoss(class_dim=-1), bounds(tokens)),
+        Case("probabilities", IBPRobustCrossEntropyLoss, bounds(probabilities)),
+        Case(
+            "class_weight soft",
+            lambda: IBPRobustCrossEntropyLoss(class_weight=of_classes()),
+            bounds(probabilities),
+        ),
+    ],
+    "IBPTightnessRegularizer": [
+        Case("tol=0.5", IBPTightnessRegularizer, growing_layers, CROSSING),
+        Case("tol=0.9", lambda: IBPTightnessRegularizer(0.9), growing_layers, CROSSING),
+    ],
+    "ReLUBalanceRegularizer": [
+        Case("tol=0.5", ReLUBalanceRegularizer, layers, CROSSING),
+        Case("tol=0.9", lambda: ReLUBalanceRegularizer(0.9), layers, CROSSING),
+    ],
+    "AggregateResponseLoss": [
+        Case("mse", AggregateResponseLoss, bags(), OF_BAGS),
+        *(
+            Case(f"rho={r:g}", lambda r=r: AggregateResponseLoss(r), bags(), OF_BAGS)
+            for r in (0.0, 1.0)
+        ),
+        *(
+            Case(
+                f"bce rho={r:g}",
+                lambda r=r: AggregateResponseLoss(r, "bce"),
+                bags(binary=True),
+                OF_BAGS,
+            )
+            for r in (0.0, 0.3, 1.0)
+        ),
+        Case("one bag", AggregateResponseLoss, bags(4), OF_BAGS),
+    ],
+}
 
 
 def params(classes=None):

@@ -19,19 +19,23 @@ def _index(logits, target):
 
 
 #: What the losses that take more than logits and target are built and called with here.
-NEEDS = {"ALDRKLLoss": {"num_samples": 1000}}
+NEEDS = {"ALDRKLLoss": {"num_samples": 1000}, "ZLoss": {"a": 1.0, "b": 0.0}}
+#: Inputs that have another name.
+NAMES = {"IBPRobustCrossEntropyLoss": {"logits": "lower"}}
 FURTHER = {
     "ALDRKLLoss": {"index": _index, "update": lambda logits, target: True},
     "TruncatedGCELoss": {"index": lambda logits, target: None},
     "SmoothAdversarialCompSumLoss": {"adv_logits": lambda logits, target: logits},
+    "IBPRobustCrossEntropyLoss": {"upper": lambda logits, target: logits},
+    "ZLoss": {},
 }
 
 
 class Called:
     """A loss that takes further inputs, to be called with logits and target alone."""
 
-    def __init__(self, module, further):
-        self.module, self.further = module, further
+    def __init__(self, module, further, names):
+        self.module, self.further, self.names = module, further, names
 
     def __call__(self, *inputs, **keywords):
         given = dict(zip(("logits", "target"), inputs, strict=False))
@@ -40,6 +44,7 @@ class Called:
         further = {
             name: make(named["logits"], named.get("target")) for name, make in self.further.items()
         }
+        named = {self.names.get(name, name): x for name, x in named.items()}
         if len(inputs) <= 2:
             return self.module(**named, **further, **keywords)
         order = list(inspect.signature(self.module.forward).parameters)
@@ -52,7 +57,8 @@ def _adapted(loss):
         return loss
 
     def build(**options):
-        return Called(loss(**NEEDS.get(loss.__name__, {}), **options), FURTHER[loss.__name__])
+        module = loss(**NEEDS.get(loss.__name__, {}), **options)
+        return Called(module, FURTHER[loss.__name__], NAMES.get(loss.__name__, {}))
 
     build.__name__ = loss.__name__
     return build
@@ -108,7 +114,8 @@ def test_is_refused(row, loss):
     # A subclass, UnicodeError for ValueError say, would not be ours.
     assert type(caught.value) is row.error
     if row.argument is not None:
-        assert re.match(rf"{row.argument}: .+, got .+", message, re.DOTALL), message
+        argument = NAMES.get(loss.__name__, {}).get(row.argument, row.argument)
+        assert re.match(rf"{re.escape(argument)}: .+, got .+", message, re.DOTALL), message
     for fragment in row.says:
         assert fragment in message
 

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from lossary import (
     GlobalContrastiveLoss,
     InfoNCELoss,
+    NormalizedLogisticLoss,
     NTXentLoss,
     TCMLoss,
     TwoWayGlobalContrastiveLoss,
@@ -49,6 +50,7 @@ def makers():
                 "index",
             )
     yield "TCM", lambda **o: TCMLoss(0.9, 0.1, 1.0, 2.0, **o), "labels"
+    yield "normalised logistic", NormalizedLogisticLoss, "binary"
 
 
 def train(make, needs, rows, steps, weighted=False, **options):
@@ -66,6 +68,7 @@ def train(make, needs, rows, steps, weighted=False, **options):
         a, b, index, labels, weight = (x[rows] for x in (a, b, index, labels, weight))
         more = {"index": (index,), "negatives": (queue,)}.get(needs, ())
         inputs = (a @ model, labels) if needs == "labels" else (a @ model, b @ model, *more)
+        inputs = ((a @ model).sum(1), labels > 0) if needs == "binary" else inputs
         value = loss(*inputs, weight=weight if weighted else None)
         leaves = [model, *loss.parameters()]
         found += [value.detach(), *torch.autograd.grad(value, leaves)]
@@ -180,6 +183,7 @@ def _two_processes(rank):
 
 
 LOSSES = [
+    NormalizedLogisticLoss,
     InfoNCELoss,
     NTXentLoss,
     TCMLoss,

@@ -57,8 +57,8 @@ def declared(name):
     cls = LISTED[name]
     if name not in LOSSES:
         return Properties()
-    needs = [p.name for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
-    return cls(**dict.fromkeys(needs, 3)).properties()
+    needs = [p for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
+    return cls(**{p.name: 3 if p.annotation is int else 1.0 for p in needs}).properties()
 
 
 def squeeze(text):
@@ -552,11 +552,17 @@ def lines(figure):
 #: More than one number goes in, or the samples of a batch together.
 NO_CURVE = (
     "DirectCoverageLoss",
+    "AggregateResponseLoss",
     "EarlyTimestepDiffusionLoss",
+    "EnsLoss",
     "GlobalContrastiveLoss",
+    "IBPRobustCrossEntropyLoss",
+    "IBPTightnessRegularizer",
     "InfoNCELoss",
     "LogitZRegularizer",
     "NTXentLoss",
+    "NormalizedLogisticLoss",
+    "ReLUBalanceRegularizer",
     "SequenceNLLLoss",
     "SymmetricConsistencyLoss",
     "TCMLoss",
@@ -582,7 +588,8 @@ def test_every_loss_can_be_plotted(name, tmp_path):
         if name != "ALDRKLLoss":  # its gradient leaves out how the temperature follows the logits
             # Away from kinks the slope of the one panel is the value of the other.
             middle = (values[2:] - values[:-2]) / (x[2:] - x[:-2])
-            close = (middle - slopes[1:-1]).abs() < 1e-2 * slopes.abs().max()
+            # (Of a step the slope is 0, up to rounding.)
+            close = (middle - slopes[1:-1]).abs() < 1e-2 * slopes.abs().max() + 1e-9
             assert close.sum() >= len(close) - 8
 
 

@@ -6,6 +6,13 @@ from lossary._distributed import global_normalizer
 from lossary._layouts import LinearLogits, ShardedLogits
 from lossary._properties import Properties
 from lossary.adaptation import SymmetricConsistencyLoss
+from lossary.aggregate import AggregateResponseLoss
+from lossary.binary import EnsLoss, NormalizedLogisticLoss, ScaledLogisticLoss
+from lossary.certified import (
+    IBPRobustCrossEntropyLoss,
+    IBPTightnessRegularizer,
+    ReLUBalanceRegularizer,
+)
 from lossary.classification import (
     BrierLoss,
     DirectCoverageLoss,
@@ -33,6 +40,7 @@ from lossary.consistency import (
 )
 from lossary.contrastive import InfoNCELoss, NTXentLoss
 from lossary.global_contrastive import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss
+from lossary.gradients import perp_grad, perp_grad_
 from lossary.ldr import ALDRKLLoss, CrammerSingerLoss, LDRKLLoss, LDRLoss, WestonWatkinsLoss
 from lossary.metric import OPIS, TCMLoss
 from lossary.noisy_labels import (
@@ -56,6 +64,12 @@ from lossary.sequences import (
     sequence_logps,
     token_logps,
 )
+from lossary.softmax_alternatives import (
+    SphericalSoftmaxLoss,
+    StableMaxCrossEntropyLoss,
+    TaylorSoftmaxLoss,
+    ZLoss,
+)
 from lossary.theory import (
     comp_sum_conditional_minimum,
     comp_sum_gamma,
@@ -66,6 +80,7 @@ from lossary.theory import (
 __all__ = [
     "ALDRKLLoss",
     "ActivePassiveLoss",
+    "AggregateResponseLoss",
     "AsymmetricExponentialLoss",
     "AsymmetricGCELoss",
     "AsymmetricUnhingedLoss",
@@ -78,9 +93,12 @@ __all__ = [
     "DPOLoss",
     "DirectCoverageLoss",
     "EarlyTimestepDiffusionLoss",
+    "EnsLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "GlobalContrastiveLoss",
+    "IBPRobustCrossEntropyLoss",
+    "IBPTightnessRegularizer",
     "InfoNCELoss",
     "JensenShannonLoss",
     "LDRKLLoss",
@@ -92,24 +110,31 @@ __all__ = [
     "MulticlassMAELoss",
     "NTXentLoss",
     "NormalizedCrossEntropyLoss",
+    "NormalizedLogisticLoss",
     "OPIS",
     "PairwisePreferenceLoss",
     "PolyLoss",
     "Properties",
     "PseudoHuberLoss",
     "RPOLoss",
+    "ReLUBalanceRegularizer",
     "ReverseCrossEntropyLoss",
     "RobustDPOLoss",
     "RobustLogLoss",
+    "ScaledLogisticLoss",
     "SequenceNLLLoss",
     "ShardedLogits",
     "SmoothAdversarialCompSumLoss",
+    "SphericalSoftmaxLoss",
+    "StableMaxCrossEntropyLoss",
     "SymmetricConsistencyLoss",
     "SymmetricCrossEntropyLoss",
     "TCMLoss",
+    "TaylorSoftmaxLoss",
     "TruncatedGCELoss",
     "TwoWayGlobalContrastiveLoss",
     "WestonWatkinsLoss",
+    "ZLoss",
     "adaptive_cauchy_scale",
     "comp_sum_conditional_minimum",
     "comp_sum_gamma",
@@ -125,6 +150,8 @@ __all__ = [
     "logistic_regret_bound",
     "lognormal_index_probabilities",
     "minibatch_ot_coupling",
+    "perp_grad",
+    "perp_grad_",
     "sequence_logps",
     "testing",
     "token_logps",

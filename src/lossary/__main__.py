@@ -38,6 +38,8 @@ Settings = dict[str, Any]
 #: Points of a curve. Also what stands in for a required integer, such as a number of samples: then
 #: every point of a curve is a sample of its own.
 POINTS = 401
+#: What stands in for a required argument of a type.
+STAND_INS: dict[type, float] = {int: POINTS, float: 1.0}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito
 DASHES = ("-", "--", ":", "-.")
 ITEMIZED = ("Args", "Raises")  # sections of a docstring with one entry after the other
@@ -96,12 +98,12 @@ def in_one_line(cls: type) -> Iterator[None]:
 
 
 def build(cls: type[Loss], settings: Settings) -> Loss:
-    """Return an instance with these settings, and a number for every required integer."""
+    """Return an instance with these settings, and a number for every required one."""
     given = dict(settings)
     with in_one_line(cls):
         for name, p in inspect.signature(cls).parameters.items():
-            if p.default is p.empty and p.annotation is int:
-                given.setdefault(name, POINTS)
+            if p.default is p.empty and p.annotation in STAND_INS:
+                given.setdefault(name, STAND_INS[p.annotation])
             if Tensor in get_args(p.annotation) and isinstance(given.get(name), list):
                 given[name] = torch.tensor(given[name], dtype=torch.float64)
         return cls(**given)
@@ -323,6 +325,9 @@ def properties_table(entry: Any, settings: Settings) -> tuple[str, list[tuple[st
     if p is None:
         return "Declares no properties", []
     at = [f"{name}={value!r}" for name, value in settings.items()] or ["defaults"]
+    for name, q in inspect.signature(entry).parameters.items():
+        if q.default is q.empty and q.annotation is float and name not in settings:
+            at.append(f"{name}={STAND_INS[float]}")  # what is said holds for this number
     more = inspect.signature(entry.properties).parameters.values()
     at += [f"{q.name}={q.default}" for q in more if q.default is not q.empty]
     rows = []
@@ -357,6 +362,7 @@ DIFFERENCES: dict[tuple[str, ...], str] = {
     ("input", "target"): "residual",
     ("prediction", "target"): "residual",
     ("policy_chosen_logps", "policy_rejected_logps"): "chosen less rejected log-ratio",
+    ("logits", "target"): "logit, of target 0",
 }
 
 
@@ -364,7 +370,7 @@ def abscissa(loss: Loss) -> str | None:
     """Return what a loss is drawn over, ``None`` for a class-target loss; refuse all else."""
     names = input_names(loss)
     others = [n for n in names if n not in ("target", "index") and not n.endswith("logits")]
-    classes = {"logits", "target"} <= set(names) and not others
+    classes = isinstance(loss, ClassificationLoss) and "logits" in names and not others
     if not loss.separable or not (classes or tuple(names) in DIFFERENCES):
         together = "" if loss.separable else ", the samples of a batch together"
         raise CommandError(

@@ -26,8 +26,10 @@ from lossary._checks import (
     check_choice,
     check_device,
     check_floating,
+    check_in_memory,
     check_int,
     check_integers,
+    check_like,
     check_number,
     check_plain,
     check_tensor,
@@ -352,6 +354,31 @@ def expectation(values: Tensor, probabilities: Tensor, mass: Tensor, axis: int) 
     return (mass * values).sum(axis)
 
 
+def present_rows(logits: Tensor, target: Tensor | None, axis: int, what: str) -> Tensor:
+    """Return the logits with zeros in the rows that are not there; ``what`` needs a tensor."""
+    check_in_memory(logits, what)
+    if target is None:
+        return logits
+    return torch.where((target < 0).unsqueeze(axis), 0.0, logits)
+
+
+def signed_margin(logits: Tensor, target: Tensor) -> Tensor:
+    """Return m = f for target 1 and -f for target 0, with both of a binary loss checked."""
+    check_floating("logits", logits)
+    check_tensor("target", target)
+    if target.dtype.is_complex:
+        raise TypeError(f"target: expected bool or numbers 0 and 1, got {target.dtype}")
+    check_like("target", target, "logits", logits)
+    positive = target > 0
+    if _softmax.readable(target):
+        wrong = target != positive
+        if bool(wrong.any()):
+            raise ValueError(
+                f"target: expected bool or numbers 0 and 1, got {float(target[wrong][0]):g}"
+            )
+    return torch.where(positive, logits, -logits)
+
+
 class ClassificationLoss(Loss):
     r"""Base class of the losses of logits and a class target.
 
@@ -403,6 +430,8 @@ class ClassificationLoss(Loss):
     class_weight: Tensor | None
     #: The position of ``target`` among the inputs. The logits are the first.
     _target_at: ClassVar[int] = 1
+    #: What the first input is called.
+    _first: ClassVar[str] = "logits"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -411,6 +440,7 @@ class ClassificationLoss(Loss):
             if "target" not in names[1:]:
                 raise TypeError(f"per_sample: expected (logits, ..., target, ...), got {names}")
             cls._target_at = names.index("target")
+            cls._first = names[0]
 
     def __init__(
         self,
@@ -546,7 +576,7 @@ class ClassificationLoss(Loss):
         inputs.insert(self._target_at, target)
         return inputs
 
-    def _class_axis(self, logits: Tensor, name: str = "logits") -> int:
+    def _class_axis(self, logits: Tensor, name: str | None = None) -> int:
         """Return the class axis as a non-negative number; a single row has only one axis."""
         n = logits.dim()
         if isinstance(logits, Layout):
@@ -555,7 +585,7 @@ class ClassificationLoss(Loss):
             return 0
         if not -n <= self.class_dim < n:
             raise ValueError(
-                f"{name}: expected an axis {self.class_dim} (class_dim), "
+                f"{name or self._first}: expected an axis {self.class_dim} (class_dim), "
                 f"got shape {tuple(logits.shape)}"
             )
         return self.class_dim % n
@@ -652,16 +682,16 @@ class ClassificationLoss(Loss):
         """Check what can be checked without looking at the values; return the class axis."""
         if not isinstance(logits, Layout):
             instead = "ShardedLogits(logits) where the classes are spread over processes"
-            check_plain("logits", logits, instead)
-            check_floating("logits", logits)
+            check_plain(self._first, logits, instead)
+            check_floating(self._first, logits)
         check_tensor("target", target)
         if logits.dim() == 0:
-            raise ValueError("logits: expected a class axis, got a 0-dim tensor")
+            raise ValueError(f"{self._first}: expected a class axis, got a 0-dim tensor")
         axis = self._class_axis(logits)
         shape = logits.shape
         num_classes = shape[axis]
         if num_classes < 2:
-            raise ValueError(f"logits: expected at least 2 classes, got {num_classes}")
+            raise ValueError(f"{self._first}: expected at least 2 classes, got {num_classes}")
         self._check_class_weight(num_classes)
         check_device("target", target, logits)
         rows = shape[:axis] + shape[axis + 1 :]

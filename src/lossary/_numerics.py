@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def softplus(x: Tensor) -> Tensor:
-    """Return log(1 + exp(x)).
+def softplus(x: Tensor, beta: float = 1.0) -> Tensor:
+    """Return log(1 + exp(beta x))/beta.
 
     ``F.softplus`` returns x itself beyond its threshold: where log1p(exp(-x)) is below half a
     spacing of x, from 40 on in float64 and from 20 on in float32, nothing is lost. No later than
     that, because its backward computes (g exp(x))/(exp(x) + 1), which overflows for large g.
     """
-    return F.softplus(x, 1.0, 40.0 if x.dtype == torch.float64 else 20.0)
+    return F.softplus(x, beta, 40.0 if x.dtype == torch.float64 else 20.0)
 
 
 def expm1(x: Tensor) -> Tensor:

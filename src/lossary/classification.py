@@ -244,8 +244,14 @@ class _WithBinaryForm(ClassificationLoss):
         if binary and self.class_dim != 1:
             raise ValueError(f"class_dim: expected none with binary=True, got {self.class_dim}")
 
-    def _class_axis(self, logits: Tensor) -> int:
-        return logits.dim() - 1 if self.binary else super()._class_axis(logits)
+    def effective_weight(self, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return what every entry counts with: see :class:`lossary.ClassificationLoss`."""
+        if self.binary and isinstance(target, Tensor) and target.dtype.is_floating_point:
+            target = torch.stack((1.0 - target, target), -1)
+        return super().effective_weight(target, weight)
+
+    def _class_axis(self, logits: Tensor, name: str | None = None) -> int:
+        return logits.dim() - 1 if self.binary else super()._class_axis(logits, name)
 
     def _evaluate(self, inputs: tuple[Any, ...], *given: Any) -> Tensor:
         return super()._evaluate(_two_classes(*inputs) if self.binary else inputs, *given)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lossary import _softmax
-from lossary._base import HALF, ClassificationLoss, ClassOptions
+from lossary._base import HALF, ClassificationLoss, ClassOptions, present_rows
 from lossary._checks import check_choice, check_in_memory, check_int, check_number, check_positive
 from lossary._numerics import softplus
 from lossary._properties import Properties
@@ -113,7 +113,8 @@ class LDRKLLoss(ClassificationLoss):
         axis = self._class_axis(logits)
         _check_classes(self.margin, logits.shape[axis])
         if self.normalize is not None:
-            logits = _normalized(_present(logits, target, axis), axis, self.normalize)
+            logits = present_rows(logits, target, axis, "normalize")
+            logits = _normalized(logits, axis, self.normalize)
         return _kl_value(self, logits, target, self.lam, self.margin)
 
     def properties(self, num_classes: int = 10) -> Properties:
@@ -542,7 +543,8 @@ class ALDRKLLoss(ClassificationLoss, PerSampleState):
         _check_classes(self.margin, num_classes)
         index, present = self._samples(index, logits.select(axis, 0), target)
         if self.normalize is not None:
-            logits = _normalized(_present(logits, target, axis), axis, self.normalize)
+            logits = present_rows(logits, target, axis, "normalize")
+            logits = _normalized(logits, axis, self.normalize)
         dtype = torch.float32 if logits.dtype in HALF else logits.dtype
         lam = self._bounded(self._stored("sample_lam", index, dtype))
         if target is not None and self._updates(update, logits):
@@ -630,14 +632,6 @@ def _check_classes(margin: float | Tensor, num_classes: int) -> None:
     if isinstance(margin, Tensor) and len(margin) != num_classes:
         shape = tuple(margin.shape)
         raise ValueError(f"margin: expected {num_classes} classes, got shape {shape}")
-
-
-def _present(logits: Tensor, target: Tensor | None, axis: int) -> Tensor:
-    """Return the logits with zeros in the rows that are not there."""
-    check_in_memory(logits, "normalize")
-    if target is None:
-        return logits
-    return torch.where((target < 0).unsqueeze(axis), 0.0, logits)
 
 
 def _log_mean_exp(
