@@ -17,6 +17,7 @@ from lossary import (
     CauchyLoss,
     CompSumLoss,
     ConsistencyLoss,
+    CorrectnessAwareLoss,
     CrammerSingerLoss,
     DPOLoss,
     EarlyTimestepDiffusionLoss,
@@ -27,6 +28,8 @@ from lossary import (
     LDRLoss,
     LinearLogits,
     Loss,
+    MixupNDCGLoss,
+    MixupRankingLoss,
     MulticlassMAELoss,
     NTXentLoss,
     PseudoHuberLoss,
@@ -869,6 +872,81 @@ def layouts() -> tuple[Row, ...]:
     )  # fmt: skip
 
 
+def class_rows(loss: type[Loss], name: str, *further: Any, **options: Any) -> tuple[Row, ...]:
+    """What no loss of rows of logits and class indices takes that is batch-coupled."""
+
+    def row(argument: str, id: str, says: tuple[str, ...], x: Any, y: Any, error=ValueError):
+        return called(loss, argument, id, says, x, y, *further, error=error, **options)
+
+    return (
+        row(name, "list", ("a tensor", "list"), LOGITS.tolist(), TARGET, TypeError),
+        row(name, "int", ("floating", "int64"), LOGITS.long(), TARGET, TypeError),
+        row(name, "flat", ("(N, K)", "got (3,)"), LOGITS[0], TARGET[0]),
+        row(name, "one_class", ("K >= 2", "got (4, 1)"), LOGITS[:, :1], TARGET),
+        row(name, "layout", ("a tensor", "LinearLogits"), LinearLogits(LOGITS, torch.eye(K)),
+            TARGET, TypeError),
+        row("target", "list", ("a tensor", "list"), LOGITS, TARGET.tolist(), TypeError),
+        row("target", "float", ("integer class", "float32"), LOGITS, TARGET.float(), TypeError),
+        row("target", "bool", ("integer class", "bool"), LOGITS, TARGET > 0, TypeError),
+        row("target", "soft", ("integer class", "float32"), LOGITS, PROBABILITIES, TypeError),
+        row("target", "short", ("(4,)", "got (3,)"), LOGITS, TARGET[:3]),
+        row("target", "column", ("(4,)", "got (4, 1)"), LOGITS, TARGET[:, None]),
+        row("target", "beyond", ("[0, 3)", "got 3"), LOGITS, TARGET + 1),
+        row("target", "negative", ("[0, 3)", "got -100"), LOGITS, TARGET - 100),
+        row("target", "meta", ("device cpu", "meta"), LOGITS, TARGET.to("meta")),
+    )  # fmt: skip
+
+
+def calibration() -> tuple[Row, ...]:
+    """What the losses for calibration do not take."""
+    x, q = LOGITS, PROBABILITIES
+
+    def mixed(loss: type[Loss]) -> tuple[Row, ...]:
+        m, t = (x, q) if loss is MixupRankingLoss else (torch.stack((x, x)), torch.stack((q, q)))
+
+        def row(argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError):
+            return called(loss, argument, id, says, *inputs, error=error)
+
+        return (
+            row("logits", "list", ("a tensor", "list"), x.tolist(), m, t, error=TypeError),
+            row("logits", "int", ("floating", "int64"), x.long(), m, t, error=TypeError),
+            row("logits", "flat", ("(N, K)", "got (3,)"), x[0], m, t),
+            row("logits", "one_class", ("K >= 2", "got (4, 1)"), x[:, :1], m, t),
+            row("mixed_logits", "none", ("a tensor", "None"), x, None, t, error=TypeError),
+            row("mixed_logits", "int", ("floating", "int64"), x, m.long(), t, error=TypeError),
+            row("mixed_logits", "short", ("4, 3", "3, 3"), x, m[..., :3, :], t[..., :3, :]),
+            row("mixed_logits", "classes", ("4, 3", "4, 2"), x, m[..., :2], t[..., :2]),
+            row("mixed_logits", "axes", ("4, 3", "1, "), x, m[None], t[None]),
+            row("mixed_logits", "meta", ("device cpu", "meta"), x, m.to("meta"), t.to("meta")),
+            row("mixed_target", "indices", ("floating", "int64"), x, m, t.long(), error=TypeError),
+            row("mixed_target", "short", ("4, 3", "3, 3"), x, m, t[..., :3, :]),
+            row("mixed_target", "beyond", ("[0, 1]", "got 1.2"), x, m, t * 1.2),
+            row("mixed_target", "negative", ("[0, 1]", "got -0.2"), x, m, -t),
+            row("mixed_target", "nan", ("[0, 1]", "got nan"), x, m, t * NAN),
+        )
+
+    return (
+        hyper(CorrectnessAwareLoss, "balance", None, "True, False", "None"),
+        hyper(CorrectnessAwareLoss, "reduction", "average", "'mean'", "'average'"),
+        *class_rows(CorrectnessAwareLoss, "logits"),
+        called(CorrectnessAwareLoss, "uncalibrated_logits", "int", ("floating", "int64"), x, TARGET,
+               x.long(), error=TypeError),
+        called(CorrectnessAwareLoss, "uncalibrated_logits", "classes", ("(4, 3)", "got (4, 2)"), x,
+               TARGET, x[:, :2]),
+        *not_numbers(MixupRankingLoss, "margin"),
+        hyper(MixupRankingLoss, "margin", -0.1, "[0, inf)", "-0.1"),
+        hyper(MixupRankingLoss, "margin", INF, "[0, inf)", "inf"),
+        hyper(MixupRankingLoss, "margin", NAN, "[0, inf)", "nan"),
+        hyper(MixupRankingLoss, "confidence", "max", "'logit', 'prob'", "'max'"),
+        hyper(MixupRankingLoss, "confidence", None, "'logit', 'prob'", "None"),
+        *mixed(MixupRankingLoss),
+        *mixed(MixupNDCGLoss),
+        called(MixupNDCGLoss, "mixed_logits", "none_of_them", ("Q >= 1", "(0, 4, 3)"), x,
+               torch.ones(0, 4, 3), torch.ones(0, 4, 3)),
+        called(MixupNDCGLoss, "mixed_logits", "of_one", ("(Q, 4, 3)", "got (4, 3)"), x, x, q),
+    )  # fmt: skip
+
+
 FAMILIES = (
     *not_numbers(CompSumLoss, "tau"),
     hyper(CompSumLoss, "tau", -0.5, "[0, inf", "-0.5"),
@@ -1027,6 +1105,7 @@ FAMILIES = (
     *remembering(GlobalContrastiveLoss),
     *remembering(TwoWayGlobalContrastiveLoss),
     *metric_learning(),
+    *calibration(),
     hyper(CauchyLoss, "scale", "auto", "a number", "str", error=TypeError),
     *generative(),
     *preference(DPOLoss),

@@ -16,6 +16,7 @@ from lossary import (
     CauchyLoss,
     CompSumLoss,
     ConsistencyLoss,
+    CorrectnessAwareLoss,
     CrammerSingerLoss,
     DPOLoss,
     EarlyTimestepDiffusionLoss,
@@ -25,6 +26,8 @@ from lossary import (
     LDRKLLoss,
     LDRLoss,
     Loss,
+    MixupNDCGLoss,
+    MixupRankingLoss,
     MulticlassMAELoss,
     NTXentLoss,
     PseudoHuberLoss,
@@ -252,6 +255,40 @@ def pruned():
 
 #: The stored directions are of a policy and a reference.
 WITHOUT_REFERENCE = {"property:bounds": "the stored direction has a reference"}
+
+
+def mixups(*mixes):
+    """Logits of raw samples, and logits and soft targets of their mixups; some are of one class."""
+
+    def draw(n, dtype, generator):
+        logits, _ = labels(n, dtype, generator)
+        shape = (*mixes, *logits.shape)
+        mixed = torch.randn(shape, dtype=dtype, generator=generator)
+        share = torch.rand(shape[:-1], generator=generator)
+        share[..., 1:2] = 1.0
+        first, second = torch.randint(K, (2, *shape[:-1]), generator=generator)
+        one_hot = torch.nn.functional.one_hot
+        target = share[..., None] * one_hot(first, K) + (1 - share)[..., None] * one_hot(second, K)
+        return logits, mixed, target.to(dtype)
+
+    return draw
+
+
+def calibrated(n, dtype, generator):
+    """Logits of a calibrator, the target, and the logits that it was given."""
+    logits, target = labels(n, dtype, generator)
+    return 0.5 * logits, target, logits
+
+
+#: Where what is right does not follow the logits that are looked at.
+CALIBRATED = {
+    "property:convex": "the stored example has no other logits",
+    "property:bounds": "some of the batches drawn are right, whatever the calibrator says",
+}
+#: Where the samples do not come first in every input.
+MIXES_FIRST = dict.fromkeys(
+    ("weight_zero", "normalizer"), "the mixups come first, and the samples second, in two inputs"
+) | {"property:bounds": "of the mixups drawn most are less sure than their coefficients"}
 
 
 def numbers_alone(n, dtype, generator):
@@ -742,6 +779,26 @@ CASES["TwoWayGlobalContrastiveLoss"] += [
         SURROGATE,
     )
 ]
+
+CASES |= {
+    "CorrectnessAwareLoss": [
+        Case("balanced", CorrectnessAwareLoss, labels),
+        Case("plain", lambda: CorrectnessAwareLoss(False), labels),
+        Case("calibrated", CorrectnessAwareLoss, calibrated, CALIBRATED),
+        Case("sum", lambda: CorrectnessAwareLoss(reduction="sum"), labels),
+    ],
+    "MixupRankingLoss": [
+        Case("logit", MixupRankingLoss, mixups()),
+        Case("margin=0", lambda: MixupRankingLoss(0.0), mixups()),
+        *(Case(f"prob {m:g}", lambda m=m: MixupRankingLoss(m, "prob"), mixups()) for m in (0.2, 2)),
+        Case("batchmean", lambda: MixupRankingLoss(reduction="batchmean"), mixups()),
+    ],
+    "MixupNDCGLoss": [
+        Case("Q=3", MixupNDCGLoss, mixups(3), MIXES_FIRST),
+        Case("Q=1", MixupNDCGLoss, mixups(1), MIXES_FIRST),
+        Case("none", lambda: MixupNDCGLoss(reduction="none"), mixups(2), MIXES_FIRST),
+    ],
+}
 
 
 def params(classes=None):

@@ -550,9 +550,12 @@ def lines(figure):
 
 #: More than one number goes in, or the samples of a batch together.
 NO_CURVE = (
+    "CorrectnessAwareLoss",
     "EarlyTimestepDiffusionLoss",
     "GlobalContrastiveLoss",
     "InfoNCELoss",
+    "MixupNDCGLoss",
+    "MixupRankingLoss",
     "NTXentLoss",
     "SequenceNLLLoss",
     "SymmetricConsistencyLoss",

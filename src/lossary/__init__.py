@@ -5,6 +5,13 @@ from lossary._base import ClassificationLoss, Loss
 from lossary._layouts import LinearLogits, ShardedLogits
 from lossary._properties import Properties
 from lossary.adaptation import SymmetricConsistencyLoss
+from lossary.calibration import (
+    BalanceScore,
+    CorrectnessAwareLoss,
+    ExpectedCalibrationError,
+    MixupNDCGLoss,
+    MixupRankingLoss,
+)
 from lossary.comp_sum import (
     CompSumLoss,
     GeneralizedCrossEntropyLoss,
@@ -46,13 +53,16 @@ from lossary.theory import (
 
 __all__ = [
     "ALDRKLLoss",
+    "BalanceScore",
     "CauchyLoss",
     "ClassificationLoss",
     "CompSumLoss",
     "ConsistencyLoss",
+    "CorrectnessAwareLoss",
     "CrammerSingerLoss",
     "DPOLoss",
     "EarlyTimestepDiffusionLoss",
+    "ExpectedCalibrationError",
     "GeneralizedCrossEntropyLoss",
     "GlobalContrastiveLoss",
     "InfoNCELoss",
@@ -60,6 +70,8 @@ __all__ = [
     "LDRLoss",
     "LinearLogits",
     "Loss",
+    "MixupNDCGLoss",
+    "MixupRankingLoss",
     "MulticlassMAELoss",
     "NTXentLoss",
     "OPIS",

@@ -27,6 +27,7 @@ from lossary._checks import (
     check_device,
     check_floating,
     check_int,
+    check_integers,
     check_number,
     check_tensor,
 )
@@ -330,6 +331,56 @@ def _check_weight(weight: Tensor, shape: torch.Size, values: Tensor) -> None:
     check_device("weight", weight, values)
 
 
+def check_class_weight(class_weight: Tensor) -> None:
+    """Raise an error unless this is one weight per class, finite and not negative."""
+    check_floating("class_weight", class_weight)
+    if class_weight.dim() != 1 or len(class_weight) < 2:
+        shape = tuple(class_weight.shape)
+        raise ValueError(f"class_weight: expected shape (K,) with K >= 2, got {shape}")
+    good = (class_weight >= 0) & class_weight.isfinite()
+    if _softmax.readable(good) and not bool(good.all()):
+        raise ValueError(f"class_weight: expected finite numbers >= 0, got {class_weight.tolist()}")
+
+
+def check_class_indices(
+    target: Tensor, rows: torch.Size, num_classes: int, ignore_index: int | None = None
+) -> None:
+    """Raise an error unless these are class indices, one per row of logits.
+
+    The values are looked at where that does not wait for a device.
+    """
+    check_integers("target", target, "integer class indices")
+    if target.shape != rows:
+        raise ValueError(
+            f"target: expected one class per row of logits, shape {tuple(rows)}, "
+            f"got {tuple(target.shape)}"
+        )
+    if _softmax.readable(target):
+        wrong = (target < 0) | (target >= num_classes)
+        also = ""
+        if ignore_index is not None:
+            wrong, also = wrong & (target != ignore_index), f" or ignore_index={ignore_index}"
+        if bool(wrong.any()):
+            raise ValueError(
+                f"target: expected class indices in [0, {num_classes}){also}, "
+                f"got {int(target[wrong][0])}"
+            )
+
+
+def check_rows(name: str, logits: Tensor) -> None:
+    """Raise an error unless these are rows of logits, (N, K), called ``name``."""
+    check_floating(name, logits)
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise ValueError(f"{name}: expected shape (N, K), K >= 2, got {tuple(logits.shape)}")
+
+
+def check_class_rows(name: str, logits: Tensor, target: Tensor) -> None:
+    """Raise an error unless these are rows of logits, called ``name``, and class indices (N,)."""
+    check_rows(name, logits)
+    check_class_indices(target, logits.shape[:1], logits.shape[1])
+    check_device("target", target, logits)
+
+
 def _upcast(x: Any) -> Any:
     return x.float() if isinstance(x, Tensor) and x.dtype in HALF else x
 
@@ -421,15 +472,7 @@ class ClassificationLoss(Loss):
     ) -> None:
         super().__init__(reduction=reduction)
         if class_weight is not None:
-            check_floating("class_weight", class_weight)
-            if class_weight.dim() != 1 or len(class_weight) < 2:
-                shape = tuple(class_weight.shape)
-                raise ValueError(f"class_weight: expected shape (K,) with K >= 2, got {shape}")
-            good = (class_weight >= 0) & class_weight.isfinite()
-            if _softmax.readable(good) and not bool(good.all()):
-                raise ValueError(
-                    f"class_weight: expected finite numbers >= 0, got {class_weight.tolist()}"
-                )
+            check_class_weight(class_weight)
         check_int("ignore_index", ignore_index)
         check_int("class_dim", class_dim)
         self.register_buffer("class_weight", class_weight)
