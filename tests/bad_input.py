@@ -21,6 +21,7 @@ from lossary import (
     CrammerSingerLoss,
     DPOLoss,
     EarlyTimestepDiffusionLoss,
+    EvidentialLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
     InfoNCELoss,
@@ -41,6 +42,7 @@ from lossary import (
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
     TCMLoss,
+    TLCLoss,
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
     WestonWatkinsLoss,
@@ -947,6 +949,104 @@ def calibration() -> tuple[Row, ...]:
     )  # fmt: skip
 
 
+def counts(loss: type[Loss], name: str, **others: Any) -> tuple[Row, ...]:
+    """What is no number of samples per class."""
+
+    def row(id: str, value: Any, *says: str, error: type[Exception] = ValueError) -> Row:
+        return hyper(loss, name, value, *says, error=error, id=id, **others)
+
+    return (
+        row("number", 3, "a tensor or a sequence", "int", error=TypeError),
+        row("str", "12", "a tensor or a sequence", "str", error=TypeError),
+        row("of_strings", ["1", "2"], "a number", "str", error=TypeError),
+        row("bool", torch.ones(3) > 0, "numbers", "bool", error=TypeError),
+        row("0_dim", torch.tensor(3.0), "(K,)", "()"),
+        row("2_dim", torch.ones(1, 3), "(K,)", "(1, 3)"),
+        row("one", [5], "K >= 2", "(1,)"),
+        row("zero", [5, 0, 2], "> 0", "0.0"),
+        row("negative", torch.tensor([5, -1]), "> 0", "-1"),
+        row("inf", [5.0, INF], "finite", "inf"),
+        row("nan", torch.tensor([5.0, NAN]), "finite", "nan"),
+    )
+
+
+def evidential() -> tuple[Row, ...]:
+    """What the losses of evidence do not take."""
+    z, w, n = torch.stack((LOGITS, LOGITS)), torch.ones(3, 4), {"class_counts": [5, 3, 1]}
+
+    def hypers(argument: str, value: Any, *says: str, **o: Any) -> Row:
+        return hyper(TLCLoss, argument, value, *says, **n, **o)
+
+    def row(
+        argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError, **o: Any
+    ):
+        return called(TLCLoss, argument, id, says, *inputs, error=error, **(n | o))
+
+    def step(id: str, says: tuple[str, ...], value: Any, error=ValueError, **o: Any) -> Row:
+        return called(EvidentialLoss, "step", id, says, LOGITS, TARGET, value, error=error, **o)
+
+    return (
+        hyper(EvidentialLoss, "kind", "MSE", "'mse'", "'MSE'"),
+        hyper(EvidentialLoss, "kind", None, "'mse'", "None"),
+        hyper(EvidentialLoss, "evidence", "square", "'softplus', 'relu', 'exp'", "'square'"),
+        hyper(EvidentialLoss, "kl_weight", -0.1, "[0, inf)", "-0.1"),
+        hyper(EvidentialLoss, "kl_weight", INF, "[0, inf)", "inf"),
+        hyper(EvidentialLoss, "kl_weight", "1", "a number", "str", error=TypeError),
+        *not_numbers(EvidentialLoss, "annealing_steps"),
+        hyper(EvidentialLoss, "annealing_steps", 0, "(0, inf)", "got 0"),
+        called(EvidentialLoss, "logits", "negative", ("evidence >= 0", "got -1"), LOGITS, TARGET,
+               evidence="identity"),
+        called(EvidentialLoss, "logits", "streamed", ("a tensor", "LinearLogits"),
+               LinearLogits(LOGITS, torch.eye(K)), TARGET, error=TypeError),
+        step("beside_weight", ("None", "kl_weight=0.5", "got 3"), 3, TypeError, kl_weight=0.5),
+        step("negative", ("[0, inf)", "got -1"), -1),
+        step("nan", ("[0, inf)", "got nan"), torch.tensor(NAN)),
+        step("bool", ("a number", "bool"), True, TypeError),
+        step("per_sample", ("0-dim", "(4,)"), torch.arange(4)),
+        step("str", ("a number", "str"), "3", TypeError),
+        *counts(TLCLoss, "class_counts"),
+        *(
+            r
+            for name in ("max_margin", "scale", "reweight_factor", "annealing", "tau", "diversity")
+            for r in not_numbers(TLCLoss, name, **n)
+        ),
+        hypers("max_margin", -0.1, "[0, inf)", "-0.1"),
+        hypers("scale", 0.0, "(0, inf)", "0.0"),
+        hypers("reweight_epoch", -2, "at least -1", "-2"),
+        hypers("reweight_epoch", 1.5, "an int", "float", error=TypeError),
+        hypers("reweight_factor", 1.1, "[0, 1]", "1.1"),
+        hypers("annealing", 0.0, "inf)", "0.0"),
+        hypers("annealing", 1.0, "(1, inf)", "1.0"),
+        hypers("tau", 1.0, "[0, 1)", "1.0"),
+        hypers("diversity", -1.0, "[0, inf)", "-1.0"),
+        hypers("max_log_evidence", "20", "a number", "str", error=TypeError),
+        hypers("max_log_evidence", NAN, "a number", "nan"),
+        row("logits", "of_one", ("(E, N, K)", "got (4, 3)"), LOGITS, TARGET, LOGITS, w, 1),
+        row("logits", "none", ("E >= 1", "got (0, 4, 3)"), z[:0], TARGET, LOGITS, w, 1),
+        row("logits", "int", ("floating", "int64"), z.long(), TARGET, LOGITS, w, 1,
+            error=TypeError),
+        row("class_counts", "other_classes", ("3 numbers", "got 2"), z, TARGET, LOGITS, w, 1,
+            class_counts=[2, 1]),
+        row("target", "short", ("(4,)", "got (3,)"), z, TARGET[:3], LOGITS, w, 1),
+        row("target", "beyond", ("[0, 3)", "got 3"), z, TARGET + 1, LOGITS, w, 1),
+        row("target", "float", ("integer", "float32"), z, TARGET.float(), LOGITS, w, 1,
+            error=TypeError),
+        row("target", "meta", ("cpu", "meta"), z, TARGET.to("meta"), LOGITS, w, 1),
+        row("combined_logits", "of_all", ("one expert, (4, 3)", "(2, 4, 3)"), z, TARGET, z, w, 1),
+        row("combined_logits", "none", ("a tensor", "None"), z, TARGET, None, w, 1,
+            error=TypeError),
+        row("engagement", "few", ("E >= 2", "got (1, 4)"), z, TARGET, LOGITS, w[:1], 1),
+        row("engagement", "samples", ("(E, 4)", "got (3, 3)"), z, TARGET, LOGITS, w[:, :3], 1),
+        row("engagement", "mask", ("floating", "bool"), z, TARGET, LOGITS, w > 0, 1,
+            error=TypeError),
+        row("epoch", "negative", ("[0, inf)", "got -1"), z, TARGET, LOGITS, w, -1),
+        row("epoch", "none", ("a number", "None"), z, TARGET, LOGITS, w, None, error=TypeError),
+        row("epoch", "of_samples", ("0-dim", "(4,)"), z, TARGET, LOGITS, w, torch.ones(4)),
+        row("weight", "of_experts", ("(4,)", "(2, 4)"), z, TARGET, LOGITS, w, 1,
+            keywords={"weight": torch.ones(2, 4)}),
+    )  # fmt: skip
+
+
 FAMILIES = (
     *not_numbers(CompSumLoss, "tau"),
     hyper(CompSumLoss, "tau", -0.5, "[0, inf", "-0.5"),
@@ -1106,6 +1206,7 @@ FAMILIES = (
     *remembering(TwoWayGlobalContrastiveLoss),
     *metric_learning(),
     *calibration(),
+    *evidential(),
     hyper(CauchyLoss, "scale", "auto", "a number", "str", error=TypeError),
     *generative(),
     *preference(DPOLoss),

@@ -20,6 +20,7 @@ from lossary import (
     CrammerSingerLoss,
     DPOLoss,
     EarlyTimestepDiffusionLoss,
+    EvidentialLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
     InfoNCELoss,
@@ -39,6 +40,7 @@ from lossary import (
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
     TCMLoss,
+    TLCLoss,
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
     WestonWatkinsLoss,
@@ -280,6 +282,25 @@ def calibrated(n, dtype, generator):
     return 0.5 * logits, target, logits
 
 
+def evidence(n, dtype, generator):
+    logits, target = labels(n, dtype, generator)
+    return logits.exp(), target
+
+
+def experts(epoch):
+    """Logits of three experts, what is right, all of them as one, their engagement, the epoch."""
+
+    def draw(n, dtype, generator):
+        combined, target = labels(n, dtype, generator)
+        logits = torch.randn(3, n, K, dtype=dtype, generator=generator)
+        engagement = torch.rand(4, n, dtype=dtype, generator=generator)
+        return logits, target, combined, engagement, torch.tensor(epoch)
+
+    return draw
+
+
+#: The infimum needs much evidence for one class and none for all others.
+FAR_OFF = {"property:bounds": "the infimum lies further off than the search goes"}
 #: Where what is right does not follow the logits that are looked at.
 CALIBRATED = {
     "property:convex": "the stored example has no other logits",
@@ -797,6 +818,48 @@ CASES |= {
         Case("Q=3", MixupNDCGLoss, mixups(3), MIXES_FIRST),
         Case("Q=1", MixupNDCGLoss, mixups(1), MIXES_FIRST),
         Case("none", lambda: MixupNDCGLoss(reduction="none"), mixups(2), MIXES_FIRST),
+    ],
+}
+
+CASES |= {
+    "EvidentialLoss": [
+        Case("default", EvidentialLoss, labels, FAR_OFF),
+        *(
+            Case(f"{kind} {made}", lambda kind=kind, made=made: EvidentialLoss(kind, made), of, but)
+            for kind in ("digamma", "log", "mse")
+            for made, of, but in (
+                ("softplus", labels, FAR_OFF),
+                ("relu", labels, FAR_OFF),
+                ("exp", labels, {"property:smoothness": "the logits drawn do not reach the clamp"}),
+                ("identity", evidence, {}),
+            )
+        ),
+        *(
+            Case(f"{kind} alone", lambda kind=kind: EvidentialLoss(kind, kl_weight=0.0), labels)
+            for kind in ("digamma", "log", "mse")
+        ),
+        Case("mse relu", lambda: EvidentialLoss("mse", "relu", 0.0), labels),
+        Case("weight", lambda: EvidentialLoss(kl_weight=0.3), ignored_labels, FAR_OFF),
+        Case("pixels", lambda: EvidentialLoss("mse"), pixels, FAR_OFF),
+        Case("tokens", lambda: EvidentialLoss("log", class_dim=-1), tokens, FAR_OFF),
+        Case("probabilities", EvidentialLoss, probabilities, FAR_OFF),
+        Case(
+            "class_weight",
+            lambda: EvidentialLoss(class_weight=of_classes()),
+            ignored_labels,
+            FAR_OFF,
+        ),
+    ],
+    "TLCLoss": [
+        Case("default", lambda: TLCLoss((50, 20, 10, 5, 1)), experts(10)),
+        Case("late", lambda: TLCLoss((50, 20, 10, 5, 1), reweight_epoch=100), experts(120)),
+        Case(
+            "clamped",
+            lambda: TLCLoss(of_classes(), scale=2.0, max_log_evidence=0.5, diversity=0.0),
+            experts(50),
+            {"property:smoothness": "the clamp has a kink"},
+        ),
+        Case("sum", lambda: TLCLoss((50, 20, 10, 5, 1), reduction="sum"), experts(0)),
     ],
 }
 

@@ -22,6 +22,7 @@ def _index(logits, target):
 NEEDS = {"ALDRKLLoss": {"num_samples": 1000}}
 FURTHER = {
     "ALDRKLLoss": {"index": _index, "update": lambda logits, target: True},
+    "EvidentialLoss": {"step": lambda logits, target: None},
     "TruncatedGCELoss": {"index": lambda logits, target: None},
     "SmoothAdversarialCompSumLoss": {"adv_logits": lambda logits, target: logits},
 }

@@ -30,6 +30,12 @@ from lossary.consistency import (
     minibatch_ot_coupling,
 )
 from lossary.contrastive import InfoNCELoss, NTXentLoss
+from lossary.evidential import (
+    DempsterShaferCombination,
+    EvidentialEngagementWeighting,
+    EvidentialLoss,
+    TLCLoss,
+)
 from lossary.global_contrastive import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss
 from lossary.ldr import ALDRKLLoss, CrammerSingerLoss, LDRKLLoss, LDRLoss, WestonWatkinsLoss
 from lossary.metric import OPIS, TCMLoss
@@ -61,7 +67,10 @@ __all__ = [
     "CorrectnessAwareLoss",
     "CrammerSingerLoss",
     "DPOLoss",
+    "DempsterShaferCombination",
     "EarlyTimestepDiffusionLoss",
+    "EvidentialEngagementWeighting",
+    "EvidentialLoss",
     "ExpectedCalibrationError",
     "GeneralizedCrossEntropyLoss",
     "GlobalContrastiveLoss",
@@ -87,6 +96,7 @@ __all__ = [
     "SymmetricConsistencyLoss",
     "SymmetricCrossEntropyLoss",
     "TCMLoss",
+    "TLCLoss",
     "TruncatedGCELoss",
     "TwoWayGlobalContrastiveLoss",
     "WestonWatkinsLoss",

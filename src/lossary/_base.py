@@ -15,7 +15,7 @@ with one ``w`` that gathers sample weight, class weight and mask. In a separable
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypedDict
 
 import torch
@@ -340,6 +340,25 @@ def check_class_weight(class_weight: Tensor) -> None:
     good = (class_weight >= 0) & class_weight.isfinite()
     if _softmax.readable(good) and not bool(good.all()):
         raise ValueError(f"class_weight: expected finite numbers >= 0, got {class_weight.tolist()}")
+
+
+def checked_counts(name: str, counts: Tensor | Sequence[float]) -> Tensor:
+    """Return one positive number per class as a tensor: float64 where it was, else float32."""
+    if not isinstance(counts, Tensor | list | tuple):
+        raise TypeError(
+            f"{name}: expected a tensor or a sequence of numbers, got {type(counts).__name__}"
+        )
+    if not isinstance(counts, Tensor):
+        counts = torch.tensor([check_number(name, x) for x in counts])
+    if counts.dtype is torch.bool or counts.dtype.is_complex:
+        raise TypeError(f"{name}: expected numbers, got {counts.dtype}")
+    if counts.dim() != 1 or len(counts) < 2:
+        raise ValueError(f"{name}: expected shape (K,) with K >= 2, got {tuple(counts.shape)}")
+    good = (counts > 0) & counts.isfinite()
+    if _softmax.readable(good) and not bool(good.all()):
+        raise ValueError(f"{name}: expected finite numbers > 0, got {counts.tolist()}")
+    counts = counts.detach()
+    return counts.clone() if counts.dtype is torch.float64 else counts.float()
 
 
 def check_class_indices(
