@@ -22,12 +22,15 @@ from lossary import (
     DPOLoss,
     EarlyTimestepDiffusionLoss,
     EvidentialLoss,
+    FeatureSeparationLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
+    GradientSimilarityFocalLoss,
     InfoNCELoss,
     LDRKLLoss,
     LDRLoss,
     LinearLogits,
+    LogitAdjustmentLoss,
     Loss,
     MixupNDCGLoss,
     MixupRankingLoss,
@@ -39,6 +42,7 @@ from lossary import (
     RPOLoss,
     SequenceNLLLoss,
     SmoothAdversarialCompSumLoss,
+    SRATLoss,
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
     TCMLoss,
@@ -1047,6 +1051,80 @@ def evidential() -> tuple[Row, ...]:
     )  # fmt: skip
 
 
+def imbalance() -> tuple[Row, ...]:
+    """What the losses for imbalance do not take."""
+    f = torch.eye(4, 2)
+    focal, srat, separation = GradientSimilarityFocalLoss, SRATLoss, FeatureSeparationLoss
+    adjusted = LogitAdjustmentLoss
+    many = {"class_counts": torch.ones(4)}
+
+    def features(loss: type[Loss], name: str) -> tuple[Row, ...]:
+        def row(id: str, says: tuple[str, ...], value: Any, error=ValueError) -> Row:
+            return called(loss, name, id, says, LOGITS, TARGET, value, error=error)
+
+        return (
+            row("none", ("a tensor", "None"), None, TypeError),
+            row("int", ("floating", "int64"), f.long(), TypeError),
+            row("flat", ("(4, D)", "got (4,)"), f[:, 0]),
+            row("short", ("(4, D)", "got (3, 2)"), f[:3]),
+            row("empty", ("D >= 1", "got (4, 0)"), f[:, :0]),
+            row("meta", ("device cpu", "meta"), f.to("meta")),
+        )
+
+    return (
+        *not_numbers(focal, "alpha"),
+        hyper(focal, "alpha", -0.1, "[0, 1]", "-0.1"),
+        hyper(focal, "alpha", 1.1, "[0, 1]", "1.1"),
+        *not_numbers(focal, "gamma"),
+        hyper(focal, "gamma", -0.1, "[0, inf)", "-0.1"),
+        hyper(focal, "gamma", INF, "[0, inf)", "inf"),
+        *class_rows(focal, "logits", f),
+        *features(focal, "features"),
+        called(focal, "logit_scale", "column", ("(4, 3)", "got (4, 1)"), LOGITS, TARGET, f,
+               LOGITS[:, :1]),
+        called(focal, "logit_scale", "number", ("a tensor", "float"), LOGITS, TARGET, f, 2.0,
+               error=TypeError),
+        *not_numbers(separation, "temperature"),
+        hyper(separation, "temperature", 0.0, "(0, inf)", "0.0"),
+        hyper(separation, "gather", None, "'auto'", "None"),
+        hyper(separation, "process_group", 0, "group or None", "int", error=TypeError),
+        called(separation, "features", "flat", ("(N, D)", "got (2,)"), f[0], TARGET[0]),
+        called(separation, "features", "int", ("floating", "int64"), f.long(), TARGET,
+               error=TypeError),
+        called(separation, "labels", "float", ("integers", "float32"), f, TARGET.float(),
+               error=TypeError),
+        called(separation, "labels", "bool", ("integers", "bool"), f, TARGET > 0, error=TypeError),
+        called(separation, "labels", "short", ("(4,)", "got (3,)"), f, TARGET[:3]),
+        called(separation, "labels", "column", ("(4,)", "got (4, 1)"), f, TARGET[:, None]),
+        called(separation, "labels", "meta", ("device cpu", "meta"), f, TARGET.to("meta")),
+        hyper(srat, "class_weight", [1.0, 2.0, 3.0], "a tensor", "list", error=TypeError,
+              id="list"),
+        hyper(srat, "class_weight", torch.ones(1, 3), "(K,)", "(1, 3)", id="2_dim"),
+        hyper(srat, "class_weight", torch.tensor([1.0, -1.0]), ">= 0", "-1.0", id="negative"),
+        called(srat, "class_weight", "other_K", ("3 weights", "got 2"), LOGITS, TARGET, f,
+               class_weight=torch.ones(2)),
+        *not_numbers(srat, "separation_weight"),
+        hyper(srat, "separation_weight", -0.1, "[0, inf)", "-0.1"),
+        hyper(srat, "temperature", 0.0, "(0, inf)", "0.0"),
+        hyper(srat, "gather", None, "'auto'", "None"),
+        *class_rows(srat, "adv_logits", f),
+        *features(srat, "adv_features"),
+        *counts(adjusted, "class_counts"),
+        *counts(adjusted, "class_prior"),
+        hyper(adjusted, "class_counts", None, "or a class_prior", "neither"),
+        hyper(adjusted, "class_prior", [1, 1], "None beside", "both", class_counts=[1, 1],
+              id="both"),
+        *not_numbers(adjusted, "tau", class_counts=[1, 2]),
+        hyper(adjusted, "tau", INF, "(-inf, inf)", "inf", class_counts=[1, 2]),
+        hyper(adjusted, "tau", NAN, "(-inf, inf)", "nan", class_counts=[1, 2]),
+        called(adjusted, "logits", "other_K", ("4 classes", "got 3"), LOGITS, TARGET, **many),
+        called(adjusted, "logits", "other_K_soft", ("4 classes", "got 3"), LOGITS, PROBABILITIES,
+               **many),
+        called(adjusted, "logits", "other_K_streamed", ("4 classes", "got 3"),
+               LinearLogits(LOGITS, torch.eye(3)), TARGET, **many),
+    )  # fmt: skip
+
+
 FAMILIES = (
     *not_numbers(CompSumLoss, "tau"),
     hyper(CompSumLoss, "tau", -0.5, "[0, inf", "-0.5"),
@@ -1207,6 +1285,7 @@ FAMILIES = (
     *metric_learning(),
     *calibration(),
     *evidential(),
+    *imbalance(),
     hyper(CauchyLoss, "scale", "auto", "a number", "str", error=TypeError),
     *generative(),
     *preference(DPOLoss),

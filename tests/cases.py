@@ -21,11 +21,14 @@ from lossary import (
     DPOLoss,
     EarlyTimestepDiffusionLoss,
     EvidentialLoss,
+    FeatureSeparationLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
+    GradientSimilarityFocalLoss,
     InfoNCELoss,
     LDRKLLoss,
     LDRLoss,
+    LogitAdjustmentLoss,
     Loss,
     MixupNDCGLoss,
     MixupRankingLoss,
@@ -37,6 +40,7 @@ from lossary import (
     RPOLoss,
     SequenceNLLLoss,
     SmoothAdversarialCompSumLoss,
+    SRATLoss,
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
     TCMLoss,
@@ -299,6 +303,22 @@ def experts(epoch):
     return draw
 
 
+def with_features(*, scaled=False):
+    """Logits and target, the features behind them, and the scale of the logits."""
+
+    def draw(n, dtype, generator):
+        logits, target = labels(n, dtype, generator)
+        features = torch.randn(n, 3, dtype=dtype, generator=generator)
+        if not scaled:
+            return logits, target, features
+        return logits, target, features, torch.rand(n, K, dtype=dtype, generator=generator)
+
+    return draw
+
+
+DETACHED = dict.fromkeys(
+    ("gradcheck", "gradgradcheck", "forward_mode"), "the focal factor carries no gradient"
+)
 #: The infimum needs much evidence for one class and none for all others.
 FAR_OFF = {"property:bounds": "the infimum lies further off than the search goes"}
 #: Where what is right does not follow the logits that are looked at.
@@ -860,6 +880,48 @@ CASES |= {
             {"property:smoothness": "the clamp has a kink"},
         ),
         Case("sum", lambda: TLCLoss((50, 20, 10, 5, 1), reduction="sum"), experts(0)),
+    ],
+}
+
+CASES |= {
+    "GradientSimilarityFocalLoss": [
+        Case("default", GradientSimilarityFocalLoss, with_features(), DETACHED),
+        Case(
+            "scaled",
+            lambda: GradientSimilarityFocalLoss(1.0, 0.5),
+            with_features(scaled=True),
+            DETACHED | {"property:bounds": "the stored direction has no scales"},
+        ),
+        Case("gamma=0", lambda: GradientSimilarityFocalLoss(0.3, 0.0), with_features()),
+    ],
+    "FeatureSeparationLoss": [
+        Case("default", FeatureSeparationLoss, labelled),
+        Case("tau=0.01", lambda: FeatureSeparationLoss(0.01), labelled),
+        Case(
+            "batchmean",
+            lambda: FeatureSeparationLoss(0.5, reduction="batchmean"),
+            labelled,
+            FOR_OTHER_BATCHES,
+        ),
+    ],
+    "SRATLoss": [
+        Case("default", SRATLoss, with_features()),
+        Case("weighted", lambda: SRATLoss(of_classes(), 0.5, 0.3), with_features()),
+        Case("sum", lambda: SRATLoss(reduction="sum"), with_features()),
+    ],
+    "LogitAdjustmentLoss": [
+        Case("default", lambda: LogitAdjustmentLoss((50, 20, 10, 5, 1)), labels),
+        Case("tau=0", lambda: LogitAdjustmentLoss(of_classes(), tau=0.0), labels),
+        Case("tau=-1", lambda: LogitAdjustmentLoss(class_prior=of_classes(), tau=-1.0), labels),
+        Case("equal", lambda: LogitAdjustmentLoss((7,) * K), labels),
+        Case("pixels", lambda: LogitAdjustmentLoss(of_classes(), tau=2.0), pixels),
+        Case("tokens", lambda: LogitAdjustmentLoss(of_classes(), class_dim=-1), tokens),
+        Case("probabilities", lambda: LogitAdjustmentLoss(of_classes()), probabilities),
+        Case(
+            "class_weight soft",
+            lambda: LogitAdjustmentLoss(of_classes(), class_weight=of_classes()),
+            probabilities,
+        ),
     ],
 }
 

@@ -53,7 +53,10 @@ def all_known(*numbers):
 
 
 #: Losses that no number can build: they need a count per class.
-NEED_COUNTS = {"TLCLoss": "missing .*'class_counts'"}
+NEED_COUNTS = {
+    "LogitAdjustmentLoss": "class_counts: expected counts",
+    "TLCLoss": "missing .*'class_counts'",
+}
 
 
 def declared(name):
@@ -556,11 +559,14 @@ def lines(figure):
 NO_CURVE = (
     "CorrectnessAwareLoss",
     "EarlyTimestepDiffusionLoss",
+    "FeatureSeparationLoss",
     "GlobalContrastiveLoss",
+    "GradientSimilarityFocalLoss",
     "InfoNCELoss",
     "MixupNDCGLoss",
     "MixupRankingLoss",
     "NTXentLoss",
+    "SRATLoss",
     "SequenceNLLLoss",
     "SymmetricConsistencyLoss",
     "TCMLoss",

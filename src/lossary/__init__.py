@@ -37,6 +37,18 @@ from lossary.evidential import (
     TLCLoss,
 )
 from lossary.global_contrastive import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss
+from lossary.imbalance import (
+    AdaptiveFeatureScaling,
+    BackdoorAdjustment,
+    FeatureSeparationLoss,
+    GradientSimilarityFocalLoss,
+    GuidedLossScaling,
+    LogitAdjustmentLoss,
+    SRATLoss,
+    adaptive_threshold,
+    gradient_dissimilarity,
+    prior_bias_init,
+)
 from lossary.ldr import ALDRKLLoss, CrammerSingerLoss, LDRKLLoss, LDRLoss, WestonWatkinsLoss
 from lossary.metric import OPIS, TCMLoss
 from lossary.noisy_labels import ReverseCrossEntropyLoss, SymmetricCrossEntropyLoss
@@ -59,6 +71,8 @@ from lossary.theory import (
 
 __all__ = [
     "ALDRKLLoss",
+    "AdaptiveFeatureScaling",
+    "BackdoorAdjustment",
     "BalanceScore",
     "CauchyLoss",
     "ClassificationLoss",
@@ -72,12 +86,16 @@ __all__ = [
     "EvidentialEngagementWeighting",
     "EvidentialLoss",
     "ExpectedCalibrationError",
+    "FeatureSeparationLoss",
     "GeneralizedCrossEntropyLoss",
     "GlobalContrastiveLoss",
+    "GradientSimilarityFocalLoss",
+    "GuidedLossScaling",
     "InfoNCELoss",
     "LDRKLLoss",
     "LDRLoss",
     "LinearLogits",
+    "LogitAdjustmentLoss",
     "Loss",
     "MixupNDCGLoss",
     "MixupRankingLoss",
@@ -90,6 +108,7 @@ __all__ = [
     "RPOLoss",
     "ReverseCrossEntropyLoss",
     "RobustDPOLoss",
+    "SRATLoss",
     "SequenceNLLLoss",
     "ShardedLogits",
     "SmoothAdversarialCompSumLoss",
@@ -101,10 +120,12 @@ __all__ = [
     "TwoWayGlobalContrastiveLoss",
     "WestonWatkinsLoss",
     "adaptive_cauchy_scale",
+    "adaptive_threshold",
     "comp_sum_conditional_minimum",
     "comp_sum_gamma",
     "comp_sum_transform",
     "consistency_boundary",
+    "gradient_dissimilarity",
     "ict_discretization_steps",
     "ict_weights",
     "karras_sigmas",
@@ -114,6 +135,7 @@ __all__ = [
     "logistic_regret_bound",
     "lognormal_index_probabilities",
     "minibatch_ot_coupling",
+    "prior_bias_init",
     "sequence_logps",
     "testing",
     "token_logps",

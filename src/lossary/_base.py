@@ -530,6 +530,15 @@ class ClassificationLoss(Loss):
             logits, target, (name,), class_dim=dim, temperature=temperature, margin=margin
         )[0]
 
+    def shifted(self, logits: Tensor, offset: Tensor) -> Tensor:
+        """Return the logits plus one number per class, (K,), in the layout that they have."""
+        if isinstance(logits, Layout):
+            moved: Tensor = logits._shifted(offset)
+            return moved
+        dim = self._class_axis(logits)
+        shape = [-1 if i == dim else 1 for i in range(logits.dim())]
+        return logits + offset.view(shape)
+
     def expected(self, logits: Tensor, probabilities: Tensor, mass: Tensor, *others: Any) -> Tensor:
         """Return the per-sample value for a probability target.
 

@@ -46,7 +46,7 @@ from lossary._checks import (
 from lossary._numerics import softplus
 from lossary._properties import Properties
 
-#: From here on asymptotic series in 1/alpha, whose first term left out is below 1e-16.
+#: From here on asymptotic series in 1/alpha, whose first term left out is below 2e-15.
 _LARGE = math.log(16.0)
 #: B_2n / 2n, of the Bernoulli numbers.
 _SERIES = tuple(
