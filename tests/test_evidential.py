@@ -179,6 +179,21 @@ def test_annealing(step, as_tensor):
         kl_weight=min(1.0, step / 10))(z.exp().log_softmax(1).exp(), z.softmax(1)))  # fmt: skip
 
 
+@pytest.mark.parametrize("axis", [1, 0, -1])
+def test_any_class_axis(axis):
+    z = torch.randn(4, 3, 5, dtype=F64)
+    rows = z.movedim(axis, -1)
+    k = rows.shape[-1]
+    y = torch.randint(k, rows.shape[:-1])
+    y[0, 0] = -100
+    q = torch.softmax(torch.randn(rows.shape, dtype=F64), -1)
+    loss = EvidentialLoss(class_dim=axis, reduction="none")
+    alone = EvidentialLoss(reduction="none")
+    close(loss(z, y), alone(rows.reshape(-1, k), y.reshape(-1)).view(y.shape))
+    soft = alone(rows.reshape(-1, k), q.reshape(-1, k)).view(y.shape)
+    close(loss(z, q.movedim(-1, axis)), soft)
+
+
 def test_half_precision_is_computed_in_full():
     z, y = draw(20, 5)
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
@@ -315,7 +330,7 @@ def test_tlc_expert_that_takes_no_part():
     z, y, combined, w = experts(2)
     z.requires_grad_()
     loss = TLCLoss(COUNTS)
-    # 0/0 in the published code; nan engagement too is none.
+    # 0/0 in the published code.
     w[1] = 0.0
     out = loss(z, y, combined, w, 10)
     close(out, loss(z[:1], y, combined, w[:1], 10))

@@ -437,8 +437,7 @@ class TLCLoss(Loss):
         differs = (log_q.exp() * (log_q - log_p)).sum(-1)
         values = values - self.diversity * temperature.mean().square() * differs
         w = engagement.detach()[: len(logits)]
-        top = w.amax(1, keepdim=True)
-        engaged = w / torch.where(top > 0, top, 1.0) > self.tau
+        engaged = w > self.tau * w.amax(1, keepdim=True)
         share = len(target) / engaged.sum(1, keepdim=True).clamp(min=1).to(values.dtype)
         return (torch.where(engaged, values, 0.0) * share).sum(0)
 
