@@ -441,7 +441,7 @@ class ExpectedCalibrationError(_CalibrationMetric):
 
     Shape:
         logits (N, K, ...), target (N, ...) class indices; or both (N, ...): the logits (or
-        probabilities) of class 1 of two. Returns a 0-dim tensor.
+        probabilities) of class 1 of two. Returns a 0-dim tensor, of the entries of this process.
 
     Properties:
         In [0, 1]. At least the absolute value of accuracy less mean confidence, whatever the bins.

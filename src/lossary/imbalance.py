@@ -665,9 +665,10 @@ class LogitAdjustmentLoss(ClassificationLoss):
         tau = 0, or equal counts: cross-entropy.
 
     Note:
-        The state is the buffer ``log_prior``. No copy of the logits is made: the prior enters as
-        margins of the rivals, or as a bias of streamed logits. The released code adds 1e-9 to the
-        prior; here classes without samples are refused.
+        The state is the buffer ``log_prior``. For class indices no copy of the logits is made: the
+        prior enters as margins of the rivals, or as a bias of streamed logits; of sharded ones the
+        own part is copied. The released code adds 1e-9 to the prior; here classes without samples
+        are refused.
 
     Raises:
         ValueError: neither or both of ``class_counts`` and ``class_prior``, or not (K,), positive
