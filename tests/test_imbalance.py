@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import mpmath
 import pytest
@@ -194,7 +195,7 @@ def test_guided_scaling(cls, reg, factor):
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_guided_scaling_of_nothing(dtype):
     x = torch.zeros((), dtype=dtype, requires_grad=True)
-    out = GuidedLossScaling()(x * 2.0, torch.ones((), dtype=dtype))
+    out = GuidedLossScaling()(x * 2.0, torch.tensor(3.0, dtype=dtype))
     assert out == 0.0
     assert torch.autograd.grad(out, x)[0] == 2.0
     tiny = torch.tensor(1e-15, dtype=dtype)
@@ -255,6 +256,11 @@ def test_separation_of_equal_features_and_of_the_lonely():
         assert out == 0.0
         (g,) = torch.autograd.grad(out, x, retain_graph=True)
         assert (g == 0).all()
+    # Nor is there a nan on the way, which anomaly detection would stop at.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.autograd.detect_anomaly():
+            FeatureSeparationLoss()(x[:1], torch.tensor([7])).backward()
     # The lonely stay in the mean, with 0.
     y = torch.tensor([0, 0, 1, 2])
     values = FeatureSeparationLoss(reduction="none")(x, y)

@@ -493,7 +493,7 @@ class FeatureSeparationLoss(Loss):
         s = u @ every.t() / self.temperature
         rows = torch.arange(first, first + len(u), device=u.device).unsqueeze(1)
         itself = rows == torch.arange(len(every), device=u.device)
-        # The lowest number, not -inf: of a single sample nothing else would be left.
+        # The lowest number, not -inf: the softmax of a single sample would be nan on the way back.
         s = s.masked_fill(itself, torch.finfo(s.dtype).min)
         positive = (labels.unsqueeze(1) == names) & ~itself
         count = positive.sum(1).to(s.dtype)
