@@ -23,14 +23,18 @@ from lossary import (
     CauchyLoss,
     CompSumLoss,
     ConsistencyLoss,
+    CorrectnessAwareLoss,
     CrammerSingerLoss,
     DirectCoverageLoss,
     DPOLoss,
     EarlyTimestepDiffusionLoss,
     EnsLoss,
+    EvidentialLoss,
+    FeatureSeparationLoss,
     FocalLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
+    GradientSimilarityFocalLoss,
     IBPRobustCrossEntropyLoss,
     IBPTightnessRegularizer,
     InfoNCELoss,
@@ -39,8 +43,11 @@ from lossary import (
     LDRKLLoss,
     LDRLoss,
     LinearLogits,
+    LogitAdjustmentLoss,
     LogitZRegularizer,
     Loss,
+    MixupNDCGLoss,
+    MixupRankingLoss,
     MulticlassMAELoss,
     NormalizedLogisticLoss,
     NTXentLoss,
@@ -55,9 +62,11 @@ from lossary import (
     SequenceNLLLoss,
     SmoothAdversarialCompSumLoss,
     SphericalSoftmaxLoss,
+    SRATLoss,
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
     TCMLoss,
+    TLCLoss,
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
     WestonWatkinsLoss,
@@ -1134,6 +1143,253 @@ def aggregate(
     return Row(name, argument, says, error, AggregateResponseLoss, {"base": base}, called, keywords)
 
 
+def class_rows(loss: type[Loss], name: str, *further: Any, **options: Any) -> tuple[Row, ...]:
+    """What no loss of rows of logits and class indices takes that is batch-coupled."""
+
+    def row(argument: str, id: str, says: tuple[str, ...], x: Any, y: Any, error=ValueError):
+        return called(loss, argument, id, says, x, y, *further, error=error, **options)
+
+    return (
+        row(name, "list", ("a tensor", "list"), LOGITS.tolist(), TARGET, TypeError),
+        row(name, "int", ("floating", "int64"), LOGITS.long(), TARGET, TypeError),
+        row(name, "flat", ("(N, K)", "got (3,)"), LOGITS[0], TARGET[0]),
+        row(name, "one_class", ("K >= 2", "got (4, 1)"), LOGITS[:, :1], TARGET),
+        row(name, "layout", ("a tensor", "LinearLogits"), LinearLogits(LOGITS, torch.eye(K)),
+            TARGET, TypeError),
+        row("target", "list", ("a tensor", "list"), LOGITS, TARGET.tolist(), TypeError),
+        row("target", "float", ("integer class", "float32"), LOGITS, TARGET.float(), TypeError),
+        row("target", "bool", ("integer class", "bool"), LOGITS, TARGET > 0, TypeError),
+        row("target", "soft", ("integer class", "float32"), LOGITS, PROBABILITIES, TypeError),
+        row("target", "short", ("(4,)", "got (3,)"), LOGITS, TARGET[:3]),
+        row("target", "column", ("(4,)", "got (4, 1)"), LOGITS, TARGET[:, None]),
+        row("target", "beyond", ("[0, 3)", "got 3"), LOGITS, TARGET + 1),
+        row("target", "negative", ("[0, 3)", "got -100"), LOGITS, TARGET - 100),
+        row("target", "meta", ("device cpu", "meta"), LOGITS, TARGET.to("meta")),
+    )  # fmt: skip
+
+
+def calibration() -> tuple[Row, ...]:
+    """What the losses for calibration do not take."""
+    x, q = LOGITS, PROBABILITIES
+
+    def mixed(loss: type[Loss]) -> tuple[Row, ...]:
+        m, t = (x, q) if loss is MixupRankingLoss else (torch.stack((x, x)), torch.stack((q, q)))
+
+        def row(argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError):
+            return called(loss, argument, id, says, *inputs, error=error)
+
+        return (
+            row("logits", "list", ("a tensor", "list"), x.tolist(), m, t, error=TypeError),
+            row("logits", "int", ("floating", "int64"), x.long(), m, t, error=TypeError),
+            row("logits", "flat", ("(N, K)", "got (3,)"), x[0], m, t),
+            row("logits", "one_class", ("K >= 2", "got (4, 1)"), x[:, :1], m, t),
+            row("mixed_logits", "none", ("a tensor", "None"), x, None, t, error=TypeError),
+            row("mixed_logits", "int", ("floating", "int64"), x, m.long(), t, error=TypeError),
+            row("mixed_logits", "short", ("4, 3", "3, 3"), x, m[..., :3, :], t[..., :3, :]),
+            row("mixed_logits", "classes", ("4, 3", "4, 2"), x, m[..., :2], t[..., :2]),
+            row("mixed_logits", "axes", ("4, 3", "1, "), x, m[None], t[None]),
+            row("mixed_logits", "meta", ("device cpu", "meta"), x, m.to("meta"), t.to("meta")),
+            row("mixed_target", "indices", ("floating", "int64"), x, m, t.long(), error=TypeError),
+            row("mixed_target", "short", ("4, 3", "3, 3"), x, m, t[..., :3, :]),
+            row("mixed_target", "beyond", ("[0, 1]", "got 1.2"), x, m, t * 1.2),
+            row("mixed_target", "negative", ("[0, 1]", "got -0.2"), x, m, -t),
+            row("mixed_target", "nan", ("[0, 1]", "got nan"), x, m, t * NAN),
+        )
+
+    return (
+        hyper(CorrectnessAwareLoss, "balance", None, "True, False", "None"),
+        hyper(CorrectnessAwareLoss, "reduction", "average", "'mean'", "'average'"),
+        *class_rows(CorrectnessAwareLoss, "logits"),
+        called(CorrectnessAwareLoss, "uncalibrated_logits", "int", ("floating", "int64"), x, TARGET,
+               x.long(), error=TypeError),
+        called(CorrectnessAwareLoss, "uncalibrated_logits", "classes", ("(4, 3)", "got (4, 2)"), x,
+               TARGET, x[:, :2]),
+        *not_numbers(MixupRankingLoss, "margin"),
+        hyper(MixupRankingLoss, "margin", -0.1, "[0, inf)", "-0.1"),
+        hyper(MixupRankingLoss, "margin", INF, "[0, inf)", "inf"),
+        hyper(MixupRankingLoss, "margin", NAN, "[0, inf)", "nan"),
+        hyper(MixupRankingLoss, "confidence", "max", "'logit', 'prob'", "'max'"),
+        hyper(MixupRankingLoss, "confidence", None, "'logit', 'prob'", "None"),
+        *mixed(MixupRankingLoss),
+        *mixed(MixupNDCGLoss),
+        called(MixupNDCGLoss, "mixed_logits", "none_of_them", ("Q >= 1", "(0, 4, 3)"), x,
+               torch.ones(0, 4, 3), torch.ones(0, 4, 3)),
+        called(MixupNDCGLoss, "mixed_logits", "of_one", ("(Q, 4, 3)", "got (4, 3)"), x, x, q),
+    )  # fmt: skip
+
+
+def counts(loss: type[Loss], name: str, **others: Any) -> tuple[Row, ...]:
+    """What is no number of samples per class."""
+
+    def row(id: str, value: Any, *says: str, error: type[Exception] = ValueError) -> Row:
+        return hyper(loss, name, value, *says, error=error, id=id, **others)
+
+    return (
+        row("number", 3, "a tensor or a sequence", "int", error=TypeError),
+        row("str", "12", "a tensor or a sequence", "str", error=TypeError),
+        row("of_strings", ["1", "2"], "a number", "str", error=TypeError),
+        row("bool", torch.ones(3) > 0, "numbers", "bool", error=TypeError),
+        row("0_dim", torch.tensor(3.0), "(K,)", "()"),
+        row("2_dim", torch.ones(1, 3), "(K,)", "(1, 3)"),
+        row("one", [5], "K >= 2", "(1,)"),
+        row("zero", [5, 0, 2], "> 0", "0.0"),
+        row("negative", torch.tensor([5, -1]), "> 0", "-1"),
+        row("inf", [5.0, INF], "finite", "inf"),
+        row("nan", torch.tensor([5.0, NAN]), "finite", "nan"),
+    )
+
+
+def evidential() -> tuple[Row, ...]:
+    """What the losses of evidence do not take."""
+    z, w, n = torch.stack((LOGITS, LOGITS)), torch.ones(3, 4), {"class_counts": [5, 3, 1]}
+
+    def hypers(argument: str, value: Any, *says: str, **o: Any) -> Row:
+        return hyper(TLCLoss, argument, value, *says, **n, **o)
+
+    def row(
+        argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError, **o: Any
+    ):
+        return called(TLCLoss, argument, id, says, *inputs, error=error, **(n | o))
+
+    def step(id: str, says: tuple[str, ...], value: Any, error=ValueError, **o: Any) -> Row:
+        return called(EvidentialLoss, "step", id, says, LOGITS, TARGET, value, error=error, **o)
+
+    return (
+        hyper(EvidentialLoss, "kind", "MSE", "'mse'", "'MSE'"),
+        hyper(EvidentialLoss, "kind", None, "'mse'", "None"),
+        hyper(EvidentialLoss, "evidence", "square", "'softplus', 'relu', 'exp'", "'square'"),
+        hyper(EvidentialLoss, "kl_weight", -0.1, "[0, inf)", "-0.1"),
+        hyper(EvidentialLoss, "kl_weight", INF, "[0, inf)", "inf"),
+        hyper(EvidentialLoss, "kl_weight", "1", "a number", "str", error=TypeError),
+        *not_numbers(EvidentialLoss, "annealing_steps"),
+        hyper(EvidentialLoss, "annealing_steps", 0, "(0, inf)", "got 0"),
+        called(EvidentialLoss, "logits", "negative", ("evidence >= 0", "got -1"), LOGITS, TARGET,
+               evidence="identity"),
+        called(EvidentialLoss, "logits", "streamed", ("a tensor", "LinearLogits"),
+               LinearLogits(LOGITS, torch.eye(K)), TARGET, error=TypeError),
+        step("beside_weight", ("None", "kl_weight=0.5", "got 3"), 3, TypeError, kl_weight=0.5),
+        step("negative", ("[0, inf)", "got -1"), -1),
+        step("nan", ("[0, inf)", "got nan"), torch.tensor(NAN)),
+        step("bool", ("a number", "bool"), True, TypeError),
+        step("per_sample", ("0-dim", "(4,)"), torch.arange(4)),
+        step("str", ("a number", "str"), "3", TypeError),
+        *counts(TLCLoss, "class_counts"),
+        *(
+            r
+            for name in ("max_margin", "scale", "reweight_factor", "annealing", "tau", "diversity")
+            for r in not_numbers(TLCLoss, name, **n)
+        ),
+        hypers("max_margin", -0.1, "[0, inf)", "-0.1"),
+        hypers("scale", 0.0, "(0, inf)", "0.0"),
+        hypers("reweight_epoch", -2, "at least -1", "-2"),
+        hypers("reweight_epoch", 1.5, "an int", "float", error=TypeError),
+        hypers("reweight_factor", 1.1, "[0, 1]", "1.1"),
+        hypers("annealing", 0.0, "inf)", "0.0"),
+        hypers("annealing", 1.0, "(1, inf)", "1.0"),
+        hypers("tau", 1.0, "[0, 1)", "1.0"),
+        hypers("diversity", -1.0, "[0, inf)", "-1.0"),
+        hypers("max_log_evidence", "20", "a number", "str", error=TypeError),
+        hypers("max_log_evidence", NAN, "a number", "nan"),
+        row("logits", "of_one", ("(E, N, K)", "got (4, 3)"), LOGITS, TARGET, LOGITS, w, 1),
+        row("logits", "none", ("E >= 1", "got (0, 4, 3)"), z[:0], TARGET, LOGITS, w, 1),
+        row("logits", "int", ("floating", "int64"), z.long(), TARGET, LOGITS, w, 1,
+            error=TypeError),
+        row("class_counts", "other_classes", ("3 numbers", "got 2"), z, TARGET, LOGITS, w, 1,
+            class_counts=[2, 1]),
+        row("target", "short", ("(4,)", "got (3,)"), z, TARGET[:3], LOGITS, w, 1),
+        row("target", "beyond", ("[0, 3)", "got 3"), z, TARGET + 1, LOGITS, w, 1),
+        row("target", "float", ("integer", "float32"), z, TARGET.float(), LOGITS, w, 1,
+            error=TypeError),
+        row("target", "meta", ("cpu", "meta"), z, TARGET.to("meta"), LOGITS, w, 1),
+        row("combined_logits", "of_all", ("one expert, (4, 3)", "(2, 4, 3)"), z, TARGET, z, w, 1),
+        row("combined_logits", "none", ("a tensor", "None"), z, TARGET, None, w, 1,
+            error=TypeError),
+        row("engagement", "few", ("E >= 2", "got (1, 4)"), z, TARGET, LOGITS, w[:1], 1),
+        row("engagement", "samples", ("(E, 4)", "got (3, 3)"), z, TARGET, LOGITS, w[:, :3], 1),
+        row("engagement", "mask", ("floating", "bool"), z, TARGET, LOGITS, w > 0, 1,
+            error=TypeError),
+        row("epoch", "negative", ("[0, inf)", "got -1"), z, TARGET, LOGITS, w, -1),
+        row("epoch", "none", ("a number", "None"), z, TARGET, LOGITS, w, None, error=TypeError),
+        row("epoch", "of_samples", ("0-dim", "(4,)"), z, TARGET, LOGITS, w, torch.ones(4)),
+        row("weight", "of_experts", ("(4,)", "(2, 4)"), z, TARGET, LOGITS, w, 1,
+            keywords={"weight": torch.ones(2, 4)}),
+    )  # fmt: skip
+
+
+def imbalance() -> tuple[Row, ...]:
+    """What the losses for imbalance do not take."""
+    f = torch.eye(4, 2)
+    focal, srat, separation = GradientSimilarityFocalLoss, SRATLoss, FeatureSeparationLoss
+    adjusted = LogitAdjustmentLoss
+    many = {"class_counts": torch.ones(4)}
+
+    def features(loss: type[Loss], name: str) -> tuple[Row, ...]:
+        def row(id: str, says: tuple[str, ...], value: Any, error=ValueError) -> Row:
+            return called(loss, name, id, says, LOGITS, TARGET, value, error=error)
+
+        return (
+            row("none", ("a tensor", "None"), None, TypeError),
+            row("int", ("floating", "int64"), f.long(), TypeError),
+            row("flat", ("(4, D)", "got (4,)"), f[:, 0]),
+            row("short", ("(4, D)", "got (3, 2)"), f[:3]),
+            row("empty", ("D >= 1", "got (4, 0)"), f[:, :0]),
+            row("meta", ("device cpu", "meta"), f.to("meta")),
+        )
+
+    return (
+        *not_numbers(focal, "alpha"),
+        hyper(focal, "alpha", -0.1, "[0, 1]", "-0.1"),
+        hyper(focal, "alpha", 1.1, "[0, 1]", "1.1"),
+        *not_numbers(focal, "gamma"),
+        hyper(focal, "gamma", -0.1, "[0, inf)", "-0.1"),
+        hyper(focal, "gamma", INF, "[0, inf)", "inf"),
+        *class_rows(focal, "logits", f),
+        *features(focal, "features"),
+        called(focal, "logit_scale", "column", ("(4, 3)", "got (4, 1)"), LOGITS, TARGET, f,
+               LOGITS[:, :1]),
+        called(focal, "logit_scale", "number", ("a tensor", "float"), LOGITS, TARGET, f, 2.0,
+               error=TypeError),
+        *not_numbers(separation, "temperature"),
+        hyper(separation, "temperature", 0.0, "(0, inf)", "0.0"),
+        hyper(separation, "gather", None, "'auto'", "None"),
+        hyper(separation, "process_group", 0, "group or None", "int", error=TypeError),
+        called(separation, "features", "flat", ("(N, D)", "got (2,)"), f[0], TARGET[0]),
+        called(separation, "features", "int", ("floating", "int64"), f.long(), TARGET,
+               error=TypeError),
+        called(separation, "labels", "float", ("integers", "float32"), f, TARGET.float(),
+               error=TypeError),
+        called(separation, "labels", "bool", ("integers", "bool"), f, TARGET > 0, error=TypeError),
+        called(separation, "labels", "short", ("(4,)", "got (3,)"), f, TARGET[:3]),
+        called(separation, "labels", "column", ("(4,)", "got (4, 1)"), f, TARGET[:, None]),
+        called(separation, "labels", "meta", ("device cpu", "meta"), f, TARGET.to("meta")),
+        hyper(srat, "class_weight", [1.0, 2.0, 3.0], "a tensor", "list", error=TypeError,
+              id="list"),
+        hyper(srat, "class_weight", torch.ones(1, 3), "(K,)", "(1, 3)", id="2_dim"),
+        hyper(srat, "class_weight", torch.tensor([1.0, -1.0]), ">= 0", "-1.0", id="negative"),
+        called(srat, "class_weight", "other_K", ("3 weights", "got 2"), LOGITS, TARGET, f,
+               class_weight=torch.ones(2)),
+        *not_numbers(srat, "separation_weight"),
+        hyper(srat, "separation_weight", -0.1, "[0, inf)", "-0.1"),
+        hyper(srat, "temperature", 0.0, "(0, inf)", "0.0"),
+        hyper(srat, "gather", None, "'auto'", "None"),
+        *class_rows(srat, "adv_logits", f),
+        *features(srat, "adv_features"),
+        *counts(adjusted, "class_counts"),
+        *counts(adjusted, "class_prior"),
+        hyper(adjusted, "class_counts", None, "or a class_prior", "neither"),
+        hyper(adjusted, "class_prior", [1, 1], "None beside", "both", class_counts=[1, 1],
+              id="both"),
+        *not_numbers(adjusted, "tau", class_counts=[1, 2]),
+        hyper(adjusted, "tau", INF, "(-inf, inf)", "inf", class_counts=[1, 2]),
+        hyper(adjusted, "tau", NAN, "(-inf, inf)", "nan", class_counts=[1, 2]),
+        called(adjusted, "logits", "other_K", ("4 classes", "got 3"), LOGITS, TARGET, **many),
+        called(adjusted, "logits", "other_K_soft", ("4 classes", "got 3"), LOGITS, PROBABILITIES,
+               **many),
+        called(adjusted, "logits", "other_K_streamed", ("4 classes", "got 3"),
+               LinearLogits(LOGITS, torch.eye(3)), TARGET, **many),
+    )  # fmt: skip
+
+
 FAMILIES = (
     *not_numbers(SphericalSoftmaxLoss, "eps"),
     hyper(SphericalSoftmaxLoss, "eps", 0.0, "(0, inf)", "0.0"),
@@ -1379,6 +1635,9 @@ FAMILIES = (
     *remembering(GlobalContrastiveLoss),
     *remembering(TwoWayGlobalContrastiveLoss),
     *metric_learning(),
+    *calibration(),
+    *evidential(),
+    *imbalance(),
     hyper(CauchyLoss, "scale", "auto", "a number", "str", error=TypeError),
     *generative(),
     *preference(DPOLoss),

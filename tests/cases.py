@@ -22,14 +22,18 @@ from lossary import (
     CauchyLoss,
     CompSumLoss,
     ConsistencyLoss,
+    CorrectnessAwareLoss,
     CrammerSingerLoss,
     DirectCoverageLoss,
     DPOLoss,
     EarlyTimestepDiffusionLoss,
     EnsLoss,
+    EvidentialLoss,
+    FeatureSeparationLoss,
     FocalLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
+    GradientSimilarityFocalLoss,
     IBPRobustCrossEntropyLoss,
     IBPTightnessRegularizer,
     InfoNCELoss,
@@ -37,8 +41,11 @@ from lossary import (
     LabelSmoothingCrossEntropyLoss,
     LDRKLLoss,
     LDRLoss,
+    LogitAdjustmentLoss,
     LogitZRegularizer,
     Loss,
+    MixupNDCGLoss,
+    MixupRankingLoss,
     MulticlassMAELoss,
     NormalizedCrossEntropyLoss,
     NormalizedLogisticLoss,
@@ -54,11 +61,13 @@ from lossary import (
     SequenceNLLLoss,
     SmoothAdversarialCompSumLoss,
     SphericalSoftmaxLoss,
+    SRATLoss,
     StableMaxCrossEntropyLoss,
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
     TaylorSoftmaxLoss,
     TCMLoss,
+    TLCLoss,
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
     WestonWatkinsLoss,
@@ -276,6 +285,75 @@ def pruned():
 
 #: The stored directions are of a policy and a reference.
 WITHOUT_REFERENCE = {"property:bounds": "the stored direction has a reference"}
+
+
+def mixups(*mixes):
+    """Logits of raw samples, and logits and soft targets of their mixups; some are of one class."""
+
+    def draw(n, dtype, generator):
+        logits, _ = labels(n, dtype, generator)
+        shape = (*mixes, *logits.shape)
+        mixed = torch.randn(shape, dtype=dtype, generator=generator)
+        share = torch.rand(shape[:-1], generator=generator)
+        share[..., 1:2] = 1.0
+        first, second = torch.randint(K, (2, *shape[:-1]), generator=generator)
+        one_hot = torch.nn.functional.one_hot
+        target = share[..., None] * one_hot(first, K) + (1 - share)[..., None] * one_hot(second, K)
+        return logits, mixed, target.to(dtype)
+
+    return draw
+
+
+def calibrated(n, dtype, generator):
+    """Logits of a calibrator, the target, and the logits that it was given."""
+    logits, target = labels(n, dtype, generator)
+    return 0.5 * logits, target, logits
+
+
+def evidence(n, dtype, generator):
+    logits, target = labels(n, dtype, generator)
+    return logits.exp(), target
+
+
+def experts(epoch):
+    """Logits of three experts, what is right, all of them as one, their engagement, the epoch."""
+
+    def draw(n, dtype, generator):
+        combined, target = labels(n, dtype, generator)
+        logits = torch.randn(3, n, K, dtype=dtype, generator=generator)
+        engagement = torch.rand(4, n, dtype=dtype, generator=generator)
+        return logits, target, combined, engagement, torch.tensor(epoch)
+
+    return draw
+
+
+def with_features(*, scaled=False):
+    """Logits and target, the features behind them, and the scale of the logits."""
+
+    def draw(n, dtype, generator):
+        logits, target = labels(n, dtype, generator)
+        features = torch.randn(n, 3, dtype=dtype, generator=generator)
+        if not scaled:
+            return logits, target, features
+        return logits, target, features, torch.rand(n, K, dtype=dtype, generator=generator)
+
+    return draw
+
+
+DETACHED = dict.fromkeys(
+    ("gradcheck", "gradgradcheck", "forward_mode"), "the focal factor carries no gradient"
+)
+#: The infimum needs much evidence for one class and none for all others.
+FAR_OFF = {"property:bounds": "the infimum lies further off than the search goes"}
+#: Where what is right does not follow the logits that are looked at.
+CALIBRATED = {
+    "property:convex": "the stored example has no other logits",
+    "property:bounds": "some of the batches drawn are right, whatever the calibrator says",
+}
+#: Where the samples do not come first in every input.
+MIXES_FIRST = dict.fromkeys(
+    ("weight_zero", "normalizer"), "the mixups come first, and the samples second, in two inputs"
+) | {"property:bounds": "of the mixups drawn most are less sure than their coefficients"}
 
 
 def numbers_alone(n, dtype, generator):
@@ -888,6 +966,110 @@ CASES["TwoWayGlobalContrastiveLoss"] += [
         SURROGATE,
     )
 ]
+
+CASES |= {
+    "CorrectnessAwareLoss": [
+        Case("balanced", CorrectnessAwareLoss, labels),
+        Case("plain", lambda: CorrectnessAwareLoss(False), labels),
+        Case("calibrated", CorrectnessAwareLoss, calibrated, CALIBRATED),
+        Case("sum", lambda: CorrectnessAwareLoss(reduction="sum"), labels),
+    ],
+    "MixupRankingLoss": [
+        Case("logit", MixupRankingLoss, mixups()),
+        Case("margin=0", lambda: MixupRankingLoss(0.0), mixups()),
+        *(Case(f"prob {m:g}", lambda m=m: MixupRankingLoss(m, "prob"), mixups()) for m in (0.2, 2)),
+        Case("batchmean", lambda: MixupRankingLoss(reduction="batchmean"), mixups()),
+    ],
+    "MixupNDCGLoss": [
+        Case("Q=3", MixupNDCGLoss, mixups(3), MIXES_FIRST),
+        Case("Q=1", MixupNDCGLoss, mixups(1), MIXES_FIRST),
+        Case("none", lambda: MixupNDCGLoss(reduction="none"), mixups(2), MIXES_FIRST),
+    ],
+}
+
+CASES |= {
+    "EvidentialLoss": [
+        Case("default", EvidentialLoss, labels, FAR_OFF),
+        *(
+            Case(f"{kind} {made}", lambda kind=kind, made=made: EvidentialLoss(kind, made), of, but)
+            for kind in ("digamma", "log", "mse")
+            for made, of, but in (
+                ("softplus", labels, FAR_OFF),
+                ("relu", labels, FAR_OFF),
+                ("exp", labels, {"property:smoothness": "the logits drawn do not reach the clamp"}),
+                ("identity", evidence, {}),
+            )
+        ),
+        *(
+            Case(f"{kind} alone", lambda kind=kind: EvidentialLoss(kind, kl_weight=0.0), labels)
+            for kind in ("digamma", "log", "mse")
+        ),
+        Case("mse relu", lambda: EvidentialLoss("mse", "relu", 0.0), labels),
+        Case("weight", lambda: EvidentialLoss(kl_weight=0.3), ignored_labels, FAR_OFF),
+        Case("pixels", lambda: EvidentialLoss("mse"), pixels, FAR_OFF),
+        Case("tokens", lambda: EvidentialLoss("log", class_dim=-1), tokens, FAR_OFF),
+        Case("probabilities", EvidentialLoss, probabilities, FAR_OFF),
+        Case(
+            "class_weight",
+            lambda: EvidentialLoss(class_weight=of_classes()),
+            ignored_labels,
+            FAR_OFF,
+        ),
+    ],
+    "TLCLoss": [
+        Case("default", lambda: TLCLoss((50, 20, 10, 5, 1)), experts(10)),
+        Case("late", lambda: TLCLoss((50, 20, 10, 5, 1), reweight_epoch=100), experts(120)),
+        Case(
+            "clamped",
+            lambda: TLCLoss(of_classes(), scale=2.0, max_log_evidence=0.5, diversity=0.0),
+            experts(50),
+            {"property:smoothness": "the clamp has a kink"},
+        ),
+        Case("sum", lambda: TLCLoss((50, 20, 10, 5, 1), reduction="sum"), experts(0)),
+    ],
+}
+
+CASES |= {
+    "GradientSimilarityFocalLoss": [
+        Case("default", GradientSimilarityFocalLoss, with_features(), DETACHED),
+        Case(
+            "scaled",
+            lambda: GradientSimilarityFocalLoss(1.0, 0.5),
+            with_features(scaled=True),
+            DETACHED | {"property:bounds": "the stored direction has no scales"},
+        ),
+        Case("gamma=0", lambda: GradientSimilarityFocalLoss(0.3, 0.0), with_features()),
+    ],
+    "FeatureSeparationLoss": [
+        Case("default", FeatureSeparationLoss, labelled),
+        Case("tau=0.01", lambda: FeatureSeparationLoss(0.01), labelled),
+        Case(
+            "batchmean",
+            lambda: FeatureSeparationLoss(0.5, reduction="batchmean"),
+            labelled,
+            FOR_OTHER_BATCHES,
+        ),
+    ],
+    "SRATLoss": [
+        Case("default", SRATLoss, with_features()),
+        Case("weighted", lambda: SRATLoss(of_classes(), 0.5, 0.3), with_features()),
+        Case("sum", lambda: SRATLoss(reduction="sum"), with_features()),
+    ],
+    "LogitAdjustmentLoss": [
+        Case("default", lambda: LogitAdjustmentLoss((50, 20, 10, 5, 1)), labels),
+        Case("tau=0", lambda: LogitAdjustmentLoss(of_classes(), tau=0.0), labels),
+        Case("tau=-1", lambda: LogitAdjustmentLoss(class_prior=of_classes(), tau=-1.0), labels),
+        Case("equal", lambda: LogitAdjustmentLoss((7,) * K), labels),
+        Case("pixels", lambda: LogitAdjustmentLoss(of_classes(), tau=2.0), pixels),
+        Case("tokens", lambda: LogitAdjustmentLoss(of_classes(), class_dim=-1), tokens),
+        Case("probabilities", lambda: LogitAdjustmentLoss(of_classes()), probabilities),
+        Case(
+            "class_weight soft",
+            lambda: LogitAdjustmentLoss(of_classes(), class_weight=of_classes()),
+            probabilities,
+        ),
+    ],
+}
 
 
 def one_logit(*shape):

@@ -24,6 +24,7 @@ NEEDS = {"ALDRKLLoss": {"num_samples": 1000}, "ZLoss": {"a": 1.0, "b": 0.0}}
 NAMES = {"IBPRobustCrossEntropyLoss": {"logits": "lower"}}
 FURTHER = {
     "ALDRKLLoss": {"index": _index, "update": lambda logits, target: True},
+    "EvidentialLoss": {"step": lambda logits, target: None},
     "TruncatedGCELoss": {"index": lambda logits, target: None},
     "SmoothAdversarialCompSumLoss": {"adv_logits": lambda logits, target: logits},
     "IBPRobustCrossEntropyLoss": {"upper": lambda logits, target: logits},
@@ -52,7 +53,29 @@ class Called:
         return self.module(*[named[p] for p in order if p in named], *inputs[2:], **keywords)
 
 
+class Unadjusted:
+    """Logit adjustment, for equal counts of as many classes as the logits turn out to have."""
+
+    def __init__(self, **options):
+        self.options, self.axis = options, options.get("class_dim", 1)
+        self.module = self.of(3)
+
+    def of(self, num_classes):
+        return lossary.LogitAdjustmentLoss([1.0] * num_classes, **self.options)
+
+    def __call__(self, *inputs, **keywords):
+        logits = keywords.get("logits", inputs[0] if inputs else None)
+        shape = getattr(logits, "shape", ())
+        axis = 0 if len(shape) == 1 else self.axis
+        if -len(shape) <= axis < len(shape) and shape[axis] >= 2:
+            self.module = self.of(shape[axis])
+        return self.module(*inputs, **keywords)
+
+
 def _adapted(loss):
+    if loss is lossary.LogitAdjustmentLoss:
+        Unadjusted.__name__ = loss.__name__
+        return Unadjusted
     if loss.__name__ not in FURTHER:
         return loss
 

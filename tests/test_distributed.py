@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 
 from lossary import (
+    FeatureSeparationLoss,
     GlobalContrastiveLoss,
     InfoNCELoss,
     NormalizedLogisticLoss,
@@ -49,6 +50,7 @@ def makers():
                 lambda t=t, loss=loss, **o: remembering(loss, tile_size=t, **o),
                 "index",
             )
+    yield "separation", lambda **o: FeatureSeparationLoss(0.3, **o), "labels"
     yield "TCM", lambda **o: TCMLoss(0.9, 0.1, 1.0, 2.0, **o), "labels"
     yield "normalised logistic", NormalizedLogisticLoss, "binary"
 

@@ -8,6 +8,13 @@ from lossary._properties import Properties
 from lossary.adaptation import SymmetricConsistencyLoss
 from lossary.aggregate import AggregateResponseLoss
 from lossary.binary import EnsLoss, NormalizedLogisticLoss, ScaledLogisticLoss
+from lossary.calibration import (
+    BalanceScore,
+    CorrectnessAwareLoss,
+    ExpectedCalibrationError,
+    MixupNDCGLoss,
+    MixupRankingLoss,
+)
 from lossary.certified import (
     IBPRobustCrossEntropyLoss,
     IBPTightnessRegularizer,
@@ -39,8 +46,26 @@ from lossary.consistency import (
     minibatch_ot_coupling,
 )
 from lossary.contrastive import InfoNCELoss, NTXentLoss
+from lossary.evidential import (
+    DempsterShaferCombination,
+    EvidentialEngagementWeighting,
+    EvidentialLoss,
+    TLCLoss,
+)
 from lossary.global_contrastive import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss
 from lossary.gradients import perp_grad, perp_grad_
+from lossary.imbalance import (
+    AdaptiveFeatureScaling,
+    BackdoorAdjustment,
+    FeatureSeparationLoss,
+    GradientSimilarityFocalLoss,
+    GuidedLossScaling,
+    LogitAdjustmentLoss,
+    SRATLoss,
+    adaptive_threshold,
+    gradient_dissimilarity,
+    prior_bias_init,
+)
 from lossary.ldr import ALDRKLLoss, CrammerSingerLoss, LDRKLLoss, LDRLoss, WestonWatkinsLoss
 from lossary.metric import OPIS, TCMLoss
 from lossary.noisy_labels import (
@@ -80,23 +105,34 @@ from lossary.theory import (
 __all__ = [
     "ALDRKLLoss",
     "ActivePassiveLoss",
+    "AdaptiveFeatureScaling",
     "AggregateResponseLoss",
     "AsymmetricExponentialLoss",
     "AsymmetricGCELoss",
     "AsymmetricUnhingedLoss",
+    "BackdoorAdjustment",
+    "BalanceScore",
     "BrierLoss",
     "CauchyLoss",
     "ClassificationLoss",
     "CompSumLoss",
     "ConsistencyLoss",
+    "CorrectnessAwareLoss",
     "CrammerSingerLoss",
     "DPOLoss",
+    "DempsterShaferCombination",
     "DirectCoverageLoss",
     "EarlyTimestepDiffusionLoss",
     "EnsLoss",
+    "EvidentialEngagementWeighting",
+    "EvidentialLoss",
+    "ExpectedCalibrationError",
+    "FeatureSeparationLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "GlobalContrastiveLoss",
+    "GradientSimilarityFocalLoss",
+    "GuidedLossScaling",
     "IBPRobustCrossEntropyLoss",
     "IBPTightnessRegularizer",
     "InfoNCELoss",
@@ -105,8 +141,11 @@ __all__ = [
     "LDRLoss",
     "LabelSmoothingCrossEntropyLoss",
     "LinearLogits",
+    "LogitAdjustmentLoss",
     "LogitZRegularizer",
     "Loss",
+    "MixupNDCGLoss",
+    "MixupRankingLoss",
     "MulticlassMAELoss",
     "NTXentLoss",
     "NormalizedCrossEntropyLoss",
@@ -121,6 +160,7 @@ __all__ = [
     "ReverseCrossEntropyLoss",
     "RobustDPOLoss",
     "RobustLogLoss",
+    "SRATLoss",
     "ScaledLogisticLoss",
     "SequenceNLLLoss",
     "ShardedLogits",
@@ -130,17 +170,20 @@ __all__ = [
     "SymmetricConsistencyLoss",
     "SymmetricCrossEntropyLoss",
     "TCMLoss",
+    "TLCLoss",
     "TaylorSoftmaxLoss",
     "TruncatedGCELoss",
     "TwoWayGlobalContrastiveLoss",
     "WestonWatkinsLoss",
     "ZLoss",
     "adaptive_cauchy_scale",
+    "adaptive_threshold",
     "comp_sum_conditional_minimum",
     "comp_sum_gamma",
     "comp_sum_transform",
     "consistency_boundary",
     "global_normalizer",
+    "gradient_dissimilarity",
     "ict_discretization_steps",
     "ict_weights",
     "karras_sigmas",
@@ -152,6 +195,7 @@ __all__ = [
     "minibatch_ot_coupling",
     "perp_grad",
     "perp_grad_",
+    "prior_bias_init",
     "sequence_logps",
     "testing",
     "token_logps",

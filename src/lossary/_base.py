@@ -15,7 +15,7 @@ with one ``w`` that gathers sample weight, class weight and mask. In a separable
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypedDict
 
 import torch
@@ -333,6 +333,75 @@ def _check_weight(weight: Tensor, shape: torch.Size, values: Tensor) -> None:
     check_device("weight", weight, values)
 
 
+def check_class_weight(class_weight: Tensor) -> None:
+    """Raise an error unless this is one weight per class, finite and not negative."""
+    check_floating("class_weight", class_weight)
+    if class_weight.dim() != 1 or len(class_weight) < 2:
+        shape = tuple(class_weight.shape)
+        raise ValueError(f"class_weight: expected shape (K,) with K >= 2, got {shape}")
+    good = (class_weight >= 0) & class_weight.isfinite()
+    if _softmax.readable(good) and not bool(good.all()):
+        raise ValueError(f"class_weight: expected finite numbers >= 0, got {class_weight.tolist()}")
+
+
+def checked_counts(name: str, counts: Tensor | Sequence[float]) -> Tensor:
+    """Return one positive number per class as a tensor: float64 where it was, else float32."""
+    if not isinstance(counts, Tensor | list | tuple):
+        raise TypeError(
+            f"{name}: expected a tensor or a sequence of numbers, got {type(counts).__name__}"
+        )
+    if not isinstance(counts, Tensor):
+        counts = torch.tensor([check_number(name, x) for x in counts])
+    if counts.dtype is torch.bool or counts.dtype.is_complex:
+        raise TypeError(f"{name}: expected numbers, got {counts.dtype}")
+    if counts.dim() != 1 or len(counts) < 2:
+        raise ValueError(f"{name}: expected shape (K,) with K >= 2, got {tuple(counts.shape)}")
+    good = (counts > 0) & counts.isfinite()
+    if _softmax.readable(good) and not bool(good.all()):
+        raise ValueError(f"{name}: expected finite numbers > 0, got {counts.tolist()}")
+    counts = counts.detach()
+    return counts.clone() if counts.dtype is torch.float64 else counts.float()
+
+
+def check_class_indices(
+    target: Tensor, rows: torch.Size, num_classes: int, ignore_index: int | None = None
+) -> None:
+    """Raise an error unless these are class indices, one per row of logits.
+
+    The values are looked at where that does not wait for a device.
+    """
+    check_integers("target", target, "integer class indices")
+    if target.shape != rows:
+        raise ValueError(
+            f"target: expected one class per row of logits, shape {tuple(rows)}, "
+            f"got {tuple(target.shape)}"
+        )
+    if _softmax.readable(target):
+        wrong = (target < 0) | (target >= num_classes)
+        also = ""
+        if ignore_index is not None:
+            wrong, also = wrong & (target != ignore_index), f" or ignore_index={ignore_index}"
+        if bool(wrong.any()):
+            raise ValueError(
+                f"target: expected class indices in [0, {num_classes}){also}, "
+                f"got {int(target[wrong][0])}"
+            )
+
+
+def check_rows(name: str, logits: Tensor) -> None:
+    """Raise an error unless these are rows of logits, (N, K), called ``name``."""
+    check_floating(name, logits)
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise ValueError(f"{name}: expected shape (N, K), K >= 2, got {tuple(logits.shape)}")
+
+
+def check_class_rows(name: str, logits: Tensor, target: Tensor) -> None:
+    """Raise an error unless these are rows of logits, called ``name``, and class indices (N,)."""
+    check_rows(name, logits)
+    check_class_indices(target, logits.shape[:1], logits.shape[1])
+    check_device("target", target, logits)
+
+
 def _upcast(x: Any) -> Any:
     return x.float() if isinstance(x, Tensor) and x.dtype in HALF else x
 
@@ -452,15 +521,7 @@ class ClassificationLoss(Loss):
     ) -> None:
         super().__init__(reduction=reduction)
         if class_weight is not None:
-            check_floating("class_weight", class_weight)
-            if class_weight.dim() != 1 or len(class_weight) < 2:
-                shape = tuple(class_weight.shape)
-                raise ValueError(f"class_weight: expected shape (K,) with K >= 2, got {shape}")
-            good = (class_weight >= 0) & class_weight.isfinite()
-            if _softmax.readable(good) and not bool(good.all()):
-                raise ValueError(
-                    f"class_weight: expected finite numbers >= 0, got {class_weight.tolist()}"
-                )
+            check_class_weight(class_weight)
         check_int("ignore_index", ignore_index)
         check_int("class_dim", class_dim)
         self.register_buffer("class_weight", class_weight)
@@ -510,6 +571,15 @@ class ClassificationLoss(Loss):
         if target is None:
             return _softmax.all_statistics(logits, names, class_dim=dim)
         return _softmax.row_statistics(logits, target, names, class_dim=dim)
+
+    def shifted(self, logits: Tensor, offset: Tensor) -> Tensor:
+        """Return the logits plus one number per class, (K,), in the layout that they have."""
+        if isinstance(logits, Layout):
+            moved: Tensor = logits._shifted(offset)
+            return moved
+        dim = self._class_axis(logits)
+        shape = [-1 if i == dim else 1 for i in range(logits.dim())]
+        return logits + offset.view(shape)
 
     def expected(self, logits: Tensor, probabilities: Tensor, mass: Tensor, *others: Any) -> Tensor:
         """Return the per-sample value for a probability target.

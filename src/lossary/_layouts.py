@@ -6,8 +6,9 @@ the target left out. Backward makes the tiles once more. What is kept is two num
 process has some of the classes, and its part of the sums.
 """
 
+import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
@@ -52,6 +53,8 @@ class Layout:
     device: torch.device
     #: What to do where only logits in memory will do.
     _advice: str
+    #: The logits plus one number per class, (K,).
+    _shifted: Callable[[Tensor], Any]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype})"
@@ -210,6 +213,15 @@ class LinearLogits(Layout):
     def _activated(self, z: Tensor) -> Tensor:
         z = z if self.temperature == 1.0 else z / self.temperature
         return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
+
+    def _shifted(self, offset: Tensor) -> "LinearLogits":
+        """Return these logits plus one number per class, (K,)."""
+        if self.softcap is not None:
+            check_in_memory(self, "one number per class added after a softcap")
+        out = copy.copy(self)
+        offset = offset.to(self.dtype) * self.temperature  # which the bias is divided by
+        out.bias = offset if self.bias is None else self.bias + offset
+        return out
 
     def _row_statistics(
         self, target: Tensor, names: tuple[str, ...], temperature: float | Tensor
@@ -638,6 +650,13 @@ class ShardedLogits(Layout):
         self.shape = torch.Size((*local_logits.shape[:-1], sum(sizes)))
         self.dtype = _compute_dtype(local_logits)
         self.device = local_logits.device
+
+    def _shifted(self, offset: Tensor) -> "ShardedLogits":
+        """Return these logits plus one number per class, (K,), of all classes."""
+        out = copy.copy(self)
+        own = offset[self.first : self.first + self.local_logits.shape[-1]]
+        out.local_logits = self.local_logits + own.to(self.dtype)
+        return out
 
     def _row_statistics(
         self, target: Tensor, names: tuple[str, ...], temperature: float | Tensor
