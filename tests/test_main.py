@@ -15,7 +15,16 @@ import torch
 
 import lossary
 from lossary import Loss, Properties
-from lossary.__main__ import CommandError, build, draw, find, flags, formulas, main
+from lossary.__main__ import (
+    CommandError,
+    build,
+    draw,
+    find,
+    flags,
+    formulas,
+    main,
+    properties_table,
+)
 from lossary._properties import OF_CLASSES
 
 ROOT = Path(__file__).parents[1]
@@ -385,6 +394,17 @@ def test_show_at_other_hyper_parameters(call):
     code, out, err = call("show", "LDRKLLoss", "--set", "lam=-1")
     assert (code, out) == (2, "")
     assert err == "LDRKLLoss: lam: expected a number in [0, inf], got -1\n"
+
+
+def test_required_numbers_are_shown_with_what_stands_in():
+    for chosen, heading in (
+        ({}, "defaults, a=1.0, b=1.0, num_classes=10"),
+        ({"a": 2.0}, "a=2.0, b=1.0, num_classes=10"),
+    ):
+        got, rows = properties_table(lossary.ZLoss, chosen)
+        assert got == f"Declared properties ({heading})"
+        bound = lossary.ZLoss(**{"a": 1.0, "b": 1.0, **chosen}).properties(10).upper
+        assert float(dict(rows)["upper"]) == pytest.approx(bound, rel=1e-4)
 
 
 def test_show_of_what_declares_nothing(call, publish):
