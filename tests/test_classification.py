@@ -195,6 +195,21 @@ def test_a_forbidden_class_and_an_impossible_target(name):
         close(out, facts.upper)
 
 
+@pytest.mark.parametrize("name", FORMULAS)
+def test_all_rivals_are_forbidden(name):
+    loss, _ = FORMULAS[name]
+    f = torch.tensor([[0.5, -INF, -INF]], dtype=F64, requires_grad=True)
+    out = loss(f, torch.tensor([0]))
+    (g,) = torch.autograd.grad(out, f)
+    assert not g.isnan().any()
+    if name == "log_z":
+        close(out, 0.01 * 0.25)
+    elif name in ("smoothing", "smoothing_1"):
+        assert out == INF
+    else:
+        close(out, loss.properties(3).lower)
+
+
 # Label smoothing.
 
 
@@ -521,6 +536,8 @@ def test_log_z_target_only_masks():
     q = torch.softmax(torch.randn(5, 3).double(), 1)
     close(loss(f, q, weight=kept), plain[kept].mean())
     cw = torch.tensor([1.0, 2.0, 5.0], dtype=F64)
+    soft = LogitZRegularizer(0.1, class_weight=cw, reduction="none")(f[kept], q[kept])
+    close(soft, plain[kept] * (q[kept] @ cw))
     w = cw[y[kept]]
     close(LogitZRegularizer(0.1, class_weight=cw)(f, y), (w * plain[kept]).sum() / w.sum())
 

@@ -1535,3 +1535,23 @@ def test_the_hardest_rival_along_any_axis_and_in_any_dtype(path, axis, dtype):
     expected, _ = true_hardest(rows.reshape(-1, rows.shape[-1]).to(F64), y.reshape(-1), None)
     close(found.to(F64).reshape(-1), expected, rtol=1e-6, atol=1e-6)
     assert torch.autograd.grad(found.sum(), f)[0].dtype is dtype
+
+
+@pytest.mark.parametrize("class_dim", [1, 0, 2])
+def test_statistics_against_every_class(class_dim):
+    f = torch.randn(4, 5, 3, dtype=torch.float64)
+    f = f * torch.tensor([0.1, 3.0, 60.0], dtype=torch.float64) + 1e3
+    f.select(class_dim, 1)[1, 1] = -math.inf
+    k = f.shape[class_dim]
+    shape = f.select(class_dim, 0).shape
+    names = _softmax.STATISTICS
+    every = _softmax.all_statistics(f, names, class_dim=class_dim)
+    for c in range(k):
+        one = _softmax.row_statistics(f, torch.full(shape, c), names, class_dim=class_dim)
+        for name, a, b in zip(names, every, one, strict=True):
+            torch.testing.assert_close(a.select(class_dim, c), b, rtol=1e-9, atol=1e-12, msg=name)
+    top = _softmax.top_class(f, class_dim)
+    assert torch.equal(top, f.argmax(class_dim))
+    wide = torch.randn(3, 1000)
+    assert torch.equal(_softmax.top_class(wide, 1), wide.argmax(1))
+    assert torch.equal(_softmax.top_class(wide.T, 0), wide.argmax(1))

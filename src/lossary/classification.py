@@ -396,9 +396,10 @@ class FocalLoss(_WithBinaryForm):
         counterexamples: dict[str, tuple[Any, ...]] = {"upper": _AWAY, "symmetric": _UNLIKE}
         if g > 0.0:
             # In the direction e_y the loss is concave where p_y is well below exp(-2 - 1/gamma).
-            t = 2.5 + 1.0 / g
-            ends = (math.log(2.0) - t - 2.0, math.log(2.0) - t)
-            counterexamples["convex"] = ((ends[0], 0.0, 0.0), (ends[1], 0.0, 0.0), 0)
+            k, y = (len(alpha), int(alpha.argmax())) if isinstance(alpha, Tensor) else (3, 0)
+            far = math.log(k - 1.0) - 2.5 - 1.0 / g
+            ends = (tuple(x * (i == y) for i in range(k)) for x in (far - 2.0, far))
+            counterexamples["convex"] = (*ends, y)
             step = 0.02 * min(g, 1.0)
             counterexamples["proper"] = (_Q, tuple((1.0 - step) * math.log(x) for x in _Q))
         facts = Properties(
