@@ -370,7 +370,8 @@ def abscissa(loss: Loss) -> str | None:
     """Return what a loss is drawn over, ``None`` for a class-target loss; refuse all else."""
     names = input_names(loss)
     others = [n for n in names if n not in ("target", "index") and not n.endswith("logits")]
-    classes = isinstance(loss, ClassificationLoss) and "logits" in names and not others
+    of_classes = isinstance(loss, ClassificationLoss) and {"logits", "target"} <= set(names)
+    classes = of_classes and not others
     if not loss.separable or not (classes or tuple(names) in DIFFERENCES):
         together = "" if loss.separable else ", the samples of a batch together"
         raise CommandError(

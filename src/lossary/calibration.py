@@ -499,7 +499,7 @@ class BalanceScore(_CalibrationMetric):
     r"""Balance score: correctness less confidence, the sign of what is wrong with confidences.
 
     .. math:: g_n = r_n - c_n, \qquad
-              rac{1}{N} \sum_n g_n = 	ext{accuracy} - 	ext{mean confidence}
+              \frac{1}{N} \sum_n g_n = \text{accuracy} - \text{mean confidence}
 
     with the confidence c in the prediction and r = 1 where it is right, 0 where not. For two
     classes with the probability p of class 1: 1 - p and p where the prediction (p >= 1/2)
