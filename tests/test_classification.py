@@ -196,6 +196,16 @@ def test_a_forbidden_class_and_an_impossible_target(name):
 
 
 @pytest.mark.parametrize("name", FORMULAS)
+def test_the_value_of_every_class_keeps_the_same_digits(name):
+    # What probability targets are an expectation of.
+    loss, _ = FORMULAS[name]
+    f = torch.tensor([[60.0, 0.0, -1.0, 0.5], [0.0, -60.0, 1.0, 0.9]], dtype=F64)
+    every = loss.per_sample(f, None)
+    for k in range(4):
+        close(every[:, k], loss.per_sample(f, torch.full((2,), k)), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
 def test_all_rivals_are_forbidden(name):
     loss, _ = FORMULAS[name]
     f = torch.tensor([[0.5, -INF, -INF]], dtype=F64, requires_grad=True)
