@@ -183,7 +183,9 @@ def test_the_readme_examples_print_what_they_show(monkeypatch):
 #: What each example must print, run with --smoke.
 EXAMPLES = {
     "big_vocabulary.py": "LinearLogits",
+    "calibration.py": "CorrectnessAwareLoss",
     "consistency_model.py": "Cauchy",
+    "long_tail.py": "LogitAdjustmentLoss",
     "noisy_labels.py": "MulticlassMAELoss",
     "noisy_preferences.py": "RobustDPOLoss",
     "outliers.py": "Cauchy",
