@@ -62,19 +62,16 @@ def all_known(*numbers):
     return None if None in numbers else True
 
 
-#: Losses that no number can build: they need a count per class.
-NEED_COUNTS = {
-    "LogitAdjustmentLoss": "class_counts: expected counts",
-    "TLCLoss": "missing .*'class_counts'",
-}
-
-
 def declared(name):
     cls = LISTED[name]
-    if name not in LOSSES or name in NEED_COUNTS:
+    if name not in LOSSES:
         return Properties()
-    needs = [p for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
-    return cls(**{p.name: 3 if p.annotation is int else 1.0 for p in needs}).properties()
+    known = inspect.signature(cls).parameters
+    needs = {p.name for p in known.values() if p.default is p.empty} | {"class_counts"} & {*known}
+    given = {n: 3 if known[n].annotation is int else 1.0 for n in needs}
+    if "class_counts" in needs:
+        given["class_counts"] = torch.arange(10.0, 0.0, -1.0)
+    return cls(**given).properties()
 
 
 def squeeze(text):
@@ -339,7 +336,7 @@ def test_show_is_the_whole_docstring_without_markup(call, name):
     assert not re.search(r"`|:\w+:`|(?<!\.)\.\. |\\operatorname|\033", out.partition("Example")[0])
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if n not in NEED_COUNTS])
+@pytest.mark.parametrize("name", LOSSES)
 def test_show_states_all_properties(call, name):
     table = call("show", name)[1].partition("\nDeclared properties (")[2]
     rows = [line.split(maxsplit=1) for line in table.splitlines() if re.match(r"    \S", line)]
@@ -578,6 +575,7 @@ def lines(figure):
 
 #: More than one number goes in, or the samples of a batch together.
 NO_CURVE = (
+    "TLCLoss",
     "AggregateResponseLoss",
     "CorrectnessAwareLoss",
     "DirectCoverageLoss",
@@ -609,13 +607,16 @@ def test_what_has_no_curve_says_what_it_takes(name):
         draw(name)
 
 
-@pytest.mark.parametrize("name", NEED_COUNTS)
-def test_what_needs_counts_says_so(name):
-    with pytest.raises(CommandError, match=f"{name}: .*{NEED_COUNTS[name]}"):
-        draw(name)
+def test_counts_of_classes_are_stood_in_for(call):
+    table = call("show", "LogitAdjustmentLoss")[1].partition("\nDeclared properties (")[2]
+    assert table.startswith("class_counts=10, ..., 1, num_classes=10)")
+    shares = call("show", "LogitAdjustmentLoss", "--set", "class_prior=[0.75, 0.25]")[1]
+    assert "(class_prior=[0.75, 0.25], num_classes=10)" in shares
+    own = call("show", "TLCLoss", "--set", "class_counts=[3, 1]")[1]
+    assert "(class_counts=[3, 1])" in own
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if n not in (*NO_CURVE, *NEED_COUNTS)])
+@pytest.mark.parametrize("name", [n for n in LOSSES if n not in NO_CURVE])
 def test_every_loss_can_be_plotted(name, tmp_path):
     figure = draw(name)
     figure.savefig(tmp_path / "a.png", dpi=30)

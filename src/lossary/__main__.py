@@ -97,9 +97,17 @@ def in_one_line(cls: type) -> Iterator[None]:
         raise CommandError(f"{cls.__name__}: {error}".partition("\n")[0]) from None
 
 
-def build(cls: type[Loss], settings: Settings) -> Loss:
-    """Return an instance with these settings, and a number for every required one."""
-    given = dict(settings)
+def needed_counts(cls: type[Loss], settings: Settings, num_classes: int = 10) -> Settings:
+    """Return counts K, ..., 1 of K classes for a loss that wants counts and was given none."""
+    needed = "class_counts" in inspect.signature(cls).parameters
+    if not needed or {"class_counts", "class_prior"} & settings.keys():
+        return {}
+    return {"class_counts": list(range(num_classes, 0, -1))}
+
+
+def build(cls: type[Loss], settings: Settings, num_classes: int = 10) -> Loss:
+    """Return an instance with these settings, and numbers for what else it cannot do without."""
+    given = needed_counts(cls, settings, num_classes) | settings
     with in_one_line(cls):
         for name, p in inspect.signature(cls).parameters.items():
             if p.default is p.empty and p.annotation in STAND_INS:
@@ -324,7 +332,9 @@ def properties_table(entry: Any, settings: Settings) -> tuple[str, list[tuple[st
     p = properties_of(entry, settings)
     if p is None:
         return "Declares no properties", []
-    at = [f"{name}={value!r}" for name, value in settings.items()] or ["defaults"]
+    at = [f"{name}={value!r}" for name, value in settings.items()]
+    at += [f"{name}=10, ..., 1" for name in needed_counts(entry, settings)]
+    at = at or ["defaults"]
     for name, q in inspect.signature(entry).parameters.items():
         if q.default is q.empty and q.annotation is float and name not in settings:
             at.append(f"{name}={STAND_INS[float]}")  # what is said holds for this number
@@ -426,7 +436,7 @@ def draw(
             words = [f"{key}={value}" for key, value in chosen.items()]
             words += [f"K={k}"] if per_class else []
             style = {"color": colour, "linestyle": dash, "label": ", ".join(words) or "defaults"}
-            curves.append((style, curve(build(entry, chosen), k, span)))
+            curves.append((style, curve(build(entry, chosen, k or 10), k, span)))
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     panels = figure.subplots(1, 2)
     for i, what in enumerate(("loss", "gradient in $f_y$" if per_class else "gradient")):
