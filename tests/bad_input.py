@@ -987,7 +987,7 @@ def of_labels() -> tuple[Row, ...]:
         Row("JensenShannonLoss_too_many_views", "logits", ("1 view(s)", "got 2"),
             loss=JensenShannonLoss, inputs=([LOGITS, LOGITS], TARGET)),
         *(
-            Row(f"JensenShannonLoss_view_{id}", r"logits\[1\]" if error is ValueError else "logits",
+            Row(f"JensenShannonLoss_view_{id}", "logits[1]" if error is ValueError else "logits",
                 says, error, JensenShannonLoss, {"weight": (0.5, 0.3, 0.2)},
                 ([LOGITS, view], TARGET))
             for id, view, says, error in (

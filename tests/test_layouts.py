@@ -189,8 +189,8 @@ def near(found, exact, dtype):
     torch.testing.assert_close(found.double(), exact, rtol=rtol, atol=2e-5 * size + 1e-7)
 
 
-#: Heads with a margin for each of K classes.
-OF_K_CLASSES = ("LDR_margins", "LDR_mean")
+#: Heads with a number for each of K classes.
+OF_K_CLASSES = ("LDR_margins", "LDR_mean", "LDR_top", "focal")
 
 
 @every_head
