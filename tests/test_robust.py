@@ -1177,8 +1177,19 @@ def peak_bytes(run):
 
 @every_loss
 @every_mode
-@pytest.mark.parametrize("dtype", [F32, F64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(4096, 1024), (2, 2048, 1024), (4 * MIB,), (1, 4 * MIB)])
+@pytest.mark.parametrize(
+    "dtype",
+    [F32, *(pytest.param(t, marks=pytest.mark.wide) for t in (F64, torch.bfloat16))],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (4096, 1024),
+        (1, 4 * MIB),
+        *(pytest.param(s, marks=pytest.mark.wide) for s in ((2, 2048, 1024), (4 * MIB,))),
+    ],
+)
 def test_forward_and_backward_hold_one_buffer_of_the_size_of_the_input(loss, mode, dtype, shape):
     x, y = torch.randn(2, *shape).to(dtype)
     x.requires_grad_()
