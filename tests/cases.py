@@ -13,26 +13,38 @@ import torch
 
 from lossary import (
     ALDRKLLoss,
+    AOTLoss,
+    APOLoss,
+    BCOPairLoss,
     CauchyLoss,
     CompSumLoss,
     ConsistencyLoss,
     CrammerSingerLoss,
+    DiscoPOPLoss,
     DPOLoss,
+    DPOPLoss,
     EarlyTimestepDiffusionLoss,
+    EXOLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
+    HingePreferenceLoss,
     InfoNCELoss,
+    IPOLoss,
     LDRKLLoss,
     LDRLoss,
     Loss,
     MulticlassMAELoss,
+    NCALoss,
     NTXentLoss,
     PseudoHuberLoss,
+    RDPOLengthLoss,
     ReverseCrossEntropyLoss,
     RobustDPOLoss,
     RPOLoss,
     SequenceNLLLoss,
     SmoothAdversarialCompSumLoss,
+    SPPOLoss,
+    SRPOLoss,
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
     TCMLoss,
@@ -127,6 +139,21 @@ def answers(*shape, references=True, lengths=0):
         return *logps, *counts
 
     return draw
+
+
+def judged(probabilities):
+    """Add that many probabilities to win, of each pair's answers."""
+
+    def draw(n, dtype, generator):
+        logps = answers()(n, dtype, generator)
+        return *logps, *torch.rand(probabilities, n, dtype=dtype, generator=generator)
+
+    return draw
+
+
+def revised(n, dtype, generator):
+    """Draw log-probabilities of answers with and without drafts in their prompts."""
+    return tuple(torch.randn(12, n, dtype=dtype, generator=generator))
 
 
 def completions(n, dtype, generator):
@@ -250,8 +277,21 @@ def pruned():
     return loss
 
 
+#: The stored directions are of a policy and a reference alone.
+WITHOUT_JUDGE = dict.fromkeys(
+    ("property:bounds", "property:lipschitz"), "the stored direction has no probabilities"
+)
+FAR_KINK = {"property:smoothness": "the kink is at a log-ratio of 10, farther than what is drawn"}
+OF_RANKS = dict.fromkeys(("weights", "attached_zero"), "values are of ranks: there is no weight")
+
 #: The stored directions are of a policy and a reference.
 WITHOUT_REFERENCE = {"property:bounds": "the stored direction has a reference"}
+
+
+#: The same of a gradient.
+OF_TWO_LOGPS = dict.fromkeys(
+    ("property:bounds", "property:lipschitz"), "the stored direction has a reference"
+)
 
 
 def numbers_alone(n, dtype, generator):
@@ -650,6 +690,72 @@ CASES: dict[str, list[Case]] = {
         Case("several", DPOLoss, answers(3), OF_SEVERAL),
         Case("sum", lambda: DPOLoss(reduction="sum"), answers()),
         Case("none", lambda: DPOLoss(reduction="none"), answers()),
+    ],
+    "IPOLoss": [
+        Case("default", IPOLoss, answers()),
+        Case("tau=2", lambda: IPOLoss(2.0), answers()),
+        Case("lengths", lambda: IPOLoss(0.5, length_normalize=True), answers(lengths=2)),
+        Case("without", IPOLoss, answers(references=False), OF_TWO_LOGPS),
+    ],
+    "HingePreferenceLoss": [
+        Case("beta=1", lambda: HingePreferenceLoss(1.0), answers()),
+        Case("default", HingePreferenceLoss, answers(), FAR_KINK),
+        Case(
+            "SLiC",
+            lambda: HingePreferenceLoss(1.0, 0.5, 0.3, reference_free=True),
+            answers(references=False),
+        ),
+        Case(
+            "RRHF",
+            lambda: HingePreferenceLoss(1.0, 0.0, reference_free=True),
+            answers(references=False),
+        ),
+    ],
+    "EXOLoss": [
+        Case("default", EXOLoss, answers()),
+        *(Case(f"eps={e:g}", lambda e=e: EXOLoss(0.7, e), answers()) for e in (0.2, 0.5, 0.9)),
+    ],
+    "NCALoss": [
+        Case("default", NCALoss, answers()),
+        Case("beta=1", lambda: NCALoss(1.0), answers()),
+    ],
+    "BCOPairLoss": [
+        Case("running", lambda: BCOPairLoss(0.7, "running"), answers()),
+        Case("default", BCOPairLoss, answers()),
+        Case("delta=1", lambda: BCOPairLoss(0.7, 1.0), answers()),
+    ],
+    "SPPOLoss": [
+        Case("default", SPPOLoss, answers()),
+        Case("halve", lambda: SPPOLoss(0.5, halve=True), judged(1), WITHOUT_JUDGE),
+        Case("both", lambda: SPPOLoss(0.5), judged(2), WITHOUT_JUDGE),
+    ],
+    "APOLoss": [
+        Case("default", APOLoss, answers()),
+        Case("down", lambda: APOLoss(0.7, "down"), answers()),
+    ],
+    "AOTLoss": [
+        Case("default", AOTLoss, answers(), OF_RANKS),
+        Case("unpaired", lambda: AOTLoss(0.7, False, 0.2), answers(), OF_RANKS),
+    ],
+    "DiscoPOPLoss": [
+        Case("default", DiscoPOPLoss, answers()),
+        *(
+            Case(f"tau={t:g}", lambda t=t: DiscoPOPLoss(0.7, t), answers())
+            for t in (0.1, 0.5, 0.95)
+        ),
+    ],
+    "DPOPLoss": [
+        Case("default", DPOPLoss, answers()),
+        Case("lam=0", lambda: DPOPLoss(0.7, 0.0), answers()),
+        Case("lam=2", lambda: DPOPLoss(0.7, 2.0), answers()),
+    ],
+    "RDPOLengthLoss": [
+        Case("default", RDPOLengthLoss, answers(lengths=2)),
+        Case("alpha=0", lambda: RDPOLengthLoss(0.7, 0.0), answers(lengths=2)),
+    ],
+    "SRPOLoss": [
+        Case("default", SRPOLoss, revised),
+        *(Case(f"alpha={a:g}", lambda a=a: SRPOLoss(0.7, a), revised) for a in (0.0, 1.0)),
     ],
     "RobustDPOLoss": [
         Case("default", RobustDPOLoss, answers()),

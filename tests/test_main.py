@@ -551,10 +551,13 @@ def lines(figure):
 
 #: More than one number goes in, or the samples of a batch together.
 NO_CURVE = (
+    "AOTLoss",
     "EarlyTimestepDiffusionLoss",
     "GlobalContrastiveLoss",
     "InfoNCELoss",
     "NTXentLoss",
+    "RDPOLengthLoss",
+    "SRPOLoss",
     "SequenceNLLLoss",
     "SymmetricConsistencyLoss",
     "TCMLoss",

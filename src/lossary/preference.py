@@ -17,9 +17,17 @@ import torch
 from torch import Tensor
 
 from lossary._base import LossOptions, _upcast
-from lossary._checks import check_choice, check_number, check_positive
+from lossary._checks import (
+    check_choice,
+    check_floating,
+    check_like,
+    check_number,
+    check_positive,
+)
 from lossary._numerics import expm1, softplus
 from lossary._properties import Properties
+from lossary._softmax import readable
+from lossary._state import RunningMean
 from lossary.sequences import _SequenceLoss
 
 _SOURCE = "Rafailov et al. 2023; Mitchell 2023"
@@ -155,7 +163,37 @@ class PairwisePreferenceLoss(_SequenceLoss):
             raise ValueError(f"{missing}: expected a tensor, as for {given}, got None")
 
 
-class DPOLoss(PairwisePreferenceLoss):
+class _PerTokenPreferenceLoss(PairwisePreferenceLoss):
+    """A loss of log-ratios that ``length_normalize`` divides by the lengths of the completions."""
+
+    length_normalize: bool
+
+    def per_sample(
+        self,
+        policy_chosen_logps: Tensor,
+        policy_rejected_logps: Tensor,
+        reference_chosen_logps: Tensor | None = None,
+        reference_rejected_logps: Tensor | None = None,
+        chosen_lengths: Tensor | None = None,
+        rejected_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of every pair, unreduced."""
+        chosen, rejected = self.log_ratios(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            reference_chosen_logps,
+            reference_rejected_logps,
+        )
+        if chosen_lengths is not None and rejected_lengths is not None:
+            chosen = self._per_token(chosen, chosen_lengths)
+            rejected = self._per_token(rejected, rejected_lengths)
+        return self.pair_loss(chosen, rejected)
+
+    def _lengths_needed(self) -> tuple[bool, str]:
+        return self.length_normalize, f"length_normalize={self.length_normalize}"
+
+
+class DPOLoss(_PerTokenPreferenceLoss):
     r"""Direct preference optimisation (DPO), with label smoothing (cDPO) and f-divergences.
 
     .. math:: \ell = -(1 - \varepsilon) \log \sigma(z) - \varepsilon \log \sigma(-z), \qquad
@@ -272,27 +310,6 @@ class DPOLoss(PairwisePreferenceLoss):
         check_choice("length_normalize", length_normalize, (True, False))
         self.length_normalize = length_normalize
 
-    def per_sample(
-        self,
-        policy_chosen_logps: Tensor,
-        policy_rejected_logps: Tensor,
-        reference_chosen_logps: Tensor | None = None,
-        reference_rejected_logps: Tensor | None = None,
-        chosen_lengths: Tensor | None = None,
-        rejected_lengths: Tensor | None = None,
-    ) -> Tensor:
-        """Return the loss of every pair, unreduced."""
-        chosen, rejected = self.log_ratios(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            reference_chosen_logps,
-            reference_rejected_logps,
-        )
-        if chosen_lengths is not None and rejected_lengths is not None:
-            chosen = self._per_token(chosen, chosen_lengths)
-            rejected = self._per_token(rejected, rejected_lengths)
-        return self.pair_loss(chosen, rejected)
-
     def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return the loss of every pair from its two log-ratios, divided by lengths already."""
         d = self._score(chosen) - self._score(rejected)
@@ -308,9 +325,6 @@ class DPOLoss(PairwisePreferenceLoss):
         # Where a is small, the quotient must not overflow either.
         most = (700.0 if ratio.dtype == torch.float64 else 80.0) + min(0.0, math.log(abs(a)))
         return expm1((a * ratio).clamp(max=most)) / a
-
-    def _lengths_needed(self) -> tuple[bool, str]:
-        return self.length_normalize, f"length_normalize={self.length_normalize}"
 
     def properties(self) -> Properties:
         """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
@@ -585,6 +599,1217 @@ class RPOLoss(PairwisePreferenceLoss):
         )
 
 
+class IPOLoss(_PerTokenPreferenceLoss):
+    r"""Identity preference optimisation (IPO): regression of the log-ratio margin on a fixed gap.
+
+    .. math:: \ell = \Bigl(d - \frac{1}{2 \tau}\Bigr)^2, \qquad d = \rho_w - \rho_l
+              \quad\text{or}\quad d = \frac{\rho_w}{L_w} - \frac{\rho_l}{L_l}
+
+    Where preferences are nearly certain, DPO drives the margin to infinity whatever beta is; the
+    squared loss stops at a finite one. Smaller tau, wider gap.
+
+    Args:
+        tau: tau > 0, finite: the strength of the regularisation, TRL's ``beta``. Default 0.1, a gap
+            of 5 in the log-ratio.
+        length_normalize: divide each log-ratio by the length of its completion first. Default
+            ``False``.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
+        reference_rejected_logps (N, ...): SUMS over the tokens of a completion, also with
+        ``length_normalize``; the references both or none. chosen_lengths, rejected_lengths of the
+        same shape, integers, float32 or float64, with ``length_normalize`` only. Values of the
+        same shape.
+
+    Properties:
+        A parabola: convex in all log-probabilities together, infinitely smooth, l >= 0, unbounded
+        above, with an unbounded gradient: 2 (d - 1/(2 tau)) in policy_chosen_logps and its opposite
+        in policy_rejected_logps (divided by the lengths where d is). If w is preferred with
+        probability p, the mean over both orders is least at d = (p - 1/2)/tau, finite also for p of
+        0 and 1. Unchanged when both log-probabilities of the policy move by the same number,
+        without lengths.
+
+    Limits:
+        tau -> inf: d^2. :class:`SPPOLoss` has this target for each answer alone, not for the
+        difference.
+
+    Note:
+        Which code is which: ``length_normalize=False`` is eq. 17 of the paper and the code of the
+        authors of DPO; ``True`` is TRL 1.x and HALOs, where the authors of IPO are said to have
+        confirmed it; TRL up to 0.24 averaged the log-probabilities, the same number. The gap
+        1/(2 tau) is the same for sums and for averages, which differ by a factor of the length:
+        tau has to be chosen anew.
+
+    Raises:
+        ValueError: ``tau`` not positive and finite; inputs of different shapes, one reference only,
+            lengths below 1 (on CPU tensors, where looking costs nothing; elsewhere they count as
+            1).
+        TypeError: ``tau`` not a number; inputs not floating point; lengths missing with
+            ``length_normalize``, given without, not numbers, or in half precision.
+
+    Reference:
+        Azar, Rowland, Piot, Guo, Calandriello, Valko, Munos, "A General Theoretical Paradigm to
+        Understand Learning from Human Preferences", 2023, eq. 17. Verified against the code of the
+        authors of DPO and against TRL.
+
+    Example:
+        >>> import torch
+        >>> from lossary import IPOLoss
+        >>> chosen, rejected = torch.tensor([-12.0, -9.0]), torch.tensor([-14.0, -8.0])
+        >>> reference = torch.tensor([-13.0, -9.0]), torch.tensor([-11.0, -11.0])
+        >>> IPOLoss()(chosen, rejected, *reference)
+        tensor(32.5000)
+        >>> loss = IPOLoss(length_normalize=True)
+        >>> loss(chosen, rejected, *reference, torch.tensor([10, 8]), torch.tensor([12, 6]))
+        tensor(25.9363)
+    """
+
+    def __init__(
+        self, tau: float = 0.1, length_normalize: bool = False, **options: Unpack[LossOptions]
+    ) -> None:
+        tau = check_positive("tau", tau)
+        super().__init__(tau, **options)
+        self.tau = tau
+        check_choice("length_normalize", length_normalize, (True, False))
+        self.length_normalize = length_normalize
+
+    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Return the loss of every pair from its two log-ratios, divided by lengths already."""
+        return (chosen - rejected - 0.5 / self.tau).square()
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees."""
+        down = ([-1.0], *[[0.0]] * 3, *[[1.0]] * (2 if self.length_normalize else 0))
+        return Properties(
+            convex=True,
+            lower=0.0,
+            upper=math.inf,
+            lipschitz=math.inf,
+            smoothness=math.inf,
+            minimiser="d = (p - 1/2)/tau, w preferred with probability p",
+            counterexamples={"upper": down, "lipschitz": down},
+            source="Azar et al. 2023",
+        )
+
+
+class HingePreferenceLoss(PairwisePreferenceLoss):
+    r"""Hinge on the preference margin: SLiC, RSO and, without margin, RRHF.
+
+    .. math:: \ell = \max\bigl(0, m - \beta (\rho_w - \rho_l)\bigr) - c \log \pi(y_w)
+
+    A pair whose margin is wide enough no longer pulls. Four published losses:
+
+    - RSO's "hinge-norm", TRL's ``loss_type="hinge"``: the default.
+    - SLiC-HF: ``HingePreferenceLoss(1.0, delta, c, reference_free=True)``, with a likelihood term.
+    - RRHF and CycleAlign, the ranking term: ``HingePreferenceLoss(1.0, 0.0, reference_free=True)``
+      of AVERAGE log-probabilities.
+
+    Args:
+        beta: beta > 0, finite. Default 0.1.
+        margin: the m above, >= 0, finite, in units of beta times the log-ratio. Default 1.
+        nll_coef: the c above, >= 0, finite: weight of the chosen answer's negative log-likelihood,
+            of the number that goes in. Default 0.
+        reference_free: see :class:`lossary.PairwisePreferenceLoss`.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
+        reference_rejected_logps (N, ...): SUMS over the tokens of a completion, but averages for
+        RRHF; the references both or none. Values of the same shape.
+
+    Properties:
+        Convex in all log-probabilities together, with a kink at beta d = m, where the subgradient
+        taken is 0 in the hinge. For c = 0 l >= 0, with equality for every pair beyond the margin;
+        for c > 0 unbounded below as a function of real numbers, while log-probabilities, being
+        <= 0, keep it >= 0. The gradient in the two of the policy has a norm of at most
+        sqrt(2) beta + c.
+
+    Limits:
+        margin = 0: pairs that are ranked right have no gradient at all. beta -> 0, c = 0: the
+        constant m.
+
+    Note:
+        The hinge is scaled by beta: the pair stops at d = m/beta, 10 with the defaults.
+
+    Raises:
+        ValueError: ``beta`` not positive and finite, ``margin`` or ``nll_coef`` negative or
+            infinite; inputs of different shapes, one reference only.
+        TypeError: hyper-parameters not numbers; inputs not floating point.
+
+    Reference:
+        Zhao, Joshi, Liu, Khalman, Saleh, Liu, "SLiC-HF: Sequence Likelihood Calibration with Human
+        Feedback", 2023. Liu et al., "Statistical Rejection Sampling Improves Preference
+        Optimization", 2023. Yuan et al., "RRHF: Rank Responses to Align Language Models with Human
+        Feedback without tears", 2023. Verified against TRL; SLiC's form was read in HALOs. Titles
+        are RECALLED.
+
+    Example:
+        >>> import torch
+        >>> from lossary import HingePreferenceLoss
+        >>> chosen, rejected = torch.tensor([-12.0, -9.0]), torch.tensor([-14.0, -8.0])
+        >>> reference = torch.tensor([-13.0, -9.0]), torch.tensor([-11.0, -11.0])
+        >>> HingePreferenceLoss()(chosen, rejected, *reference)
+        tensor(0.9500)
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        margin: float = 1.0,
+        nll_coef: float = 0.0,
+        reference_free: bool = False,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(beta, reference_free, **options)
+        self.margin = check_number("margin", margin, 0.0, math.inf, high_open=True)
+        self.nll_coef = check_number("nll_coef", nll_coef, 0.0, math.inf, high_open=True)
+
+    def per_sample(
+        self,
+        policy_chosen_logps: Tensor,
+        policy_rejected_logps: Tensor,
+        reference_chosen_logps: Tensor | None = None,
+        reference_rejected_logps: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of every pair, unreduced."""
+        values = self.pair_loss(
+            *self.log_ratios(
+                policy_chosen_logps,
+                policy_rejected_logps,
+                reference_chosen_logps,
+                reference_rejected_logps,
+            )
+        )
+        return values - self.nll_coef * policy_chosen_logps if self.nll_coef else values
+
+    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Return the hinge of every pair from its two log-ratios."""
+        return torch.relu(self.margin - self.beta * (chosen - rejected))
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
+        others = (0.0,) * (1 if self.reference_free else 3)
+        return Properties(
+            convex=True,
+            lower=-math.inf if self.nll_coef else 0.0,
+            upper=math.inf,
+            lipschitz=_steepest(self.beta, 0.0) + self.nll_coef,
+            smoothness=0,
+            counterexamples={"lower": (1.0, *others), "upper": (-1.0, *others)},
+            source="Zhao et al. 2023; Liu et al. 2023",
+        )
+
+
+class EXOLoss(PairwisePreferenceLoss):
+    r"""Efficient exact optimisation (EXO): the reverse KL divergence to a smoothed preference.
+
+    .. math:: \ell = \operatorname{KL}\bigl(\operatorname{Bern}(\sigma(z)) \,\|\,
+              \operatorname{Bern}(1 - \varepsilon)\bigr)
+              = q \log \frac{q}{1 - \varepsilon} + (1 - q) \log \frac{1 - q}{\varepsilon}, \qquad
+              q = \sigma(z), \quad z = \beta (\rho_w - \rho_l)
+
+    DPO takes the divergence the other way round, and is mode-covering; this one seeks the mode.
+    It has a finite best margin, and hardly pulls at pairs that are far wrong, be they mislabelled
+    or not learnt yet.
+
+    Args:
+        beta: beta > 0, finite. Default 0.1.
+        label_smoothing: the epsilon above, in (0, 1): the share of labels taken to be wrong. 0 has
+            no finite value. Default 0.001.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
+        reference_rejected_logps (N, ...): SUMS over the tokens of a completion; the references both
+        or none. Values of the same shape.
+
+    Properties:
+        Not convex; infinitely smooth; 0 <= l < max(-log eps, -log(1 - eps)). l = 0 at
+        z = log((1 - eps)/eps) alone. dl/dz = sigma(z) sigma(-z) (z - log((1 - eps)/eps)), which
+        vanishes at both ends: a pair that is ranked badly wrong gets no signal. Unchanged when both
+        log-probabilities of the policy, or both of the reference, move by the same number.
+
+    Limits:
+        beta d -> -inf: -log eps. beta d -> inf: -log(1 - eps).
+
+    Note:
+        From softplus; log(1 - eps) as log1p. The margin stops at 800 in absolute value, where
+        nothing changes any more, so that an answer that has become impossible gives the limit.
+
+    Raises:
+        ValueError: ``beta`` not positive and finite, ``label_smoothing`` outside (0, 1); inputs of
+            different shapes, one reference only.
+        TypeError: hyper-parameters not numbers; inputs not floating point.
+
+    Reference:
+        Ji, Lu, Niu, Ke, Wang, Zhu, Tang, Huang, "Towards Efficient and Exact Optimization of
+        Language Model Alignment", 2024. Verified against TRL, ``loss_type="exo_pair"``; the
+        authors' own code was not run.
+
+    Example:
+        >>> import torch
+        >>> from lossary import EXOLoss
+        >>> chosen, rejected = torch.tensor([-12.0, -9.0]), torch.tensor([-14.0, -8.0])
+        >>> reference = torch.tensor([-13.0, -9.0]), torch.tensor([-11.0, -11.0])
+        >>> EXOLoss()(chosen, rejected, *reference)
+        tensor(2.6929)
+    """
+
+    def __init__(
+        self, beta: float = 0.1, label_smoothing: float = 1e-3, **options: Unpack[LossOptions]
+    ) -> None:
+        super().__init__(beta, **options)
+        self.label_smoothing = check_number(
+            "label_smoothing", label_smoothing, 0.0, 1.0, low_open=True, high_open=True
+        )
+
+    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Return the loss of every pair from its two log-ratios."""
+        # At infinity 0 * inf; beyond 800 the probabilities are 0 and 1 in any precision.
+        z = (self.beta * (chosen - rejected)).clamp(-800.0, 800.0)
+        eps = self.label_smoothing
+        right = torch.sigmoid(z) * (softplus(-z) + math.log1p(-eps))
+        wrong = torch.sigmoid(-z) * (softplus(z) + math.log(eps))
+        return -right - wrong
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
+        eps = self.label_smoothing
+        # Flat far from the minimum, on the side that is farther from it.
+        side = (-1.0 if eps <= 0.5 else 1.0) / self.beta
+        gap = abs(math.log1p(-eps) - math.log(eps))
+        return Properties(
+            convex=False,
+            lower=0.0,
+            upper=max(-math.log(eps), -math.log1p(-eps)),
+            # sigma(z) sigma(-z) is at most 1/4, and times |z| below 0.224.
+            lipschitz=math.sqrt(2.0) * self.beta * (0.224 + gap / 4.0),
+            smoothness=math.inf,
+            minimiser="z = log((1 - eps)/eps)",
+            counterexamples={"convex": (20.0 * side, 2.0 * side, 0.0, 0.0, 0.0)},
+            source="Ji et al. 2024",
+        )
+
+
+class NCALoss(PairwisePreferenceLoss):
+    r"""Noise-contrastive alignment (NCA) of a pair: likelihoods themselves, not their difference.
+
+    .. math:: \ell = -\log \sigma(a) - \tfrac12 \log \sigma(-a) - \tfrac12 \log \sigma(-b), \qquad
+              a = \beta \rho_w, \quad b = \beta \rho_l
+
+    DPO fixes the difference of the two rewards, and in practice both fall. Here each answer is
+    classified against samples of the reference model: the chosen one's log-ratio has a best value
+    of its own, (log 2)/beta.
+
+    Args:
+        beta: beta > 0, finite. Default 0.01, as in the authors' code; TRL's is 0.1.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
+        reference_rejected_logps (N, ...): SUMS over the tokens of a completion; the references both
+        or none. Values of the same shape.
+
+    Properties:
+        Convex in all log-probabilities together, infinitely smooth, unbounded above;
+        l > (3/2) log 3 - log 2, approached at a = log 2 for b -> -inf. The gradient is
+        3/2 sigma(a) - 1 in a and sigma(b)/2 in b; in the two of the policy its norm is below
+        sqrt(5)/2 beta. Not invariant to shifts of the policy's log-probabilities, which is its
+        purpose.
+
+    Limits:
+        beta -> 0: 2 log 2.
+
+    Note:
+        With TRL's ``loss_type="nca_pair"`` the numbers are the same at the same beta.
+
+    Raises:
+        ValueError: ``beta`` not positive and finite; inputs of different shapes, one reference
+            only.
+        TypeError: ``beta`` not a number; inputs not floating point.
+
+    Reference:
+        Chen, He, Yuan, Cui, Su, Zhu, "Noise Contrastive Alignment of Language Models with Explicit
+        Rewards", 2024. Verified against TRL.
+
+    Example:
+        >>> import torch
+        >>> from lossary import NCALoss
+        >>> chosen, rejected = torch.tensor([-12.0, -9.0]), torch.tensor([-14.0, -8.0])
+        >>> reference = torch.tensor([-13.0, -9.0]), torch.tensor([-11.0, -11.0])
+        >>> NCALoss(beta=0.1)(chosen, rejected, *reference)
+        tensor(1.3803)
+    """
+
+    def __init__(self, beta: float = 0.01, **options: Unpack[LossOptions]) -> None:
+        super().__init__(beta, **options)
+
+    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Return the loss of every pair from its two log-ratios."""
+        a, b = self.beta * chosen, self.beta * rejected
+        return softplus(-a) + 0.5 * (softplus(a) + softplus(b))
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
+        return Properties(
+            convex=True,
+            upper=math.inf,
+            lipschitz=math.sqrt(1.25) * self.beta,
+            smoothness=math.inf,
+            minimiser="a = log 2, b -> -inf",
+            counterexamples={"upper": (-1.0, 0.0, 0.0, 0.0)},
+            unknown={
+                "lower": "1.5 log 3 - log 2, but in the chosen answer alone it depends on the other"
+            },
+            source="Chen et al. 2024",
+        )
+
+
+class BCOPairLoss(PairwisePreferenceLoss, RunningMean):
+    r"""Binary classifier optimisation (BCO) of a pair: each answer is classified by its reward.
+
+    .. math:: \ell = -\log \sigma(a - \delta) - \log \sigma(\delta - b), \qquad
+              a = \beta \rho_w, \quad b = \beta \rho_l
+
+    The chosen answer's reward is to be above the threshold delta, the rejected one's below. An
+    upper bound of DPO for every delta, the tighter the nearer delta lies between the two. For
+    answers that are good or bad without a partner: :class:`BCOLoss`.
+
+    Args:
+        beta: beta > 0, finite. Default 0.1.
+        delta: the threshold, a finite number, or ``"running"``: the mean of all rewards seen in
+            training, chosen and rejected alike, this batch's included. Default 0.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
+        reference_rejected_logps (N, ...): SUMS over the tokens of a completion; the references both
+        or none. update: ``False`` leaves the running mean as it is. Values of the same shape.
+
+    Properties:
+        Convex in all log-probabilities together, infinitely smooth, l > 0, unbounded above.
+        l > -log sigma(a - b), the DPO loss, for every delta. The gradient in the two of the policy
+        has a norm below sqrt(2) beta; delta is taken as a constant. Not invariant to shifts of the
+        policy's log-probabilities.
+
+    Limits:
+        delta -> inf or -inf: one of the two terms is all that is left.
+
+    Note:
+        Which code is which: ``delta=0`` is TRL 1.x, ``"running"`` TRL up to 0.24. (TRL's index of
+        papers prints the formula of DPO for this loss; its code is as above.) The running mean is
+        in the buffers ``delta_mean`` and ``delta_count``, the same on every process: it is written
+        before the loss is computed, in training mode with gradients enabled, outside of
+        ``torch.func`` and without ``update=False``, over the rewards of all processes of the
+        default group, which must all call it. Pairs of weight 0 and infinite rewards do not count.
+        ``reset()`` forgets it. Micro-batches see other means than the batch.
+
+    Raises:
+        ValueError: ``beta`` not positive and finite, ``delta`` not finite or another word,
+            ``update`` neither ``True`` nor ``False``; inputs of different shapes, one reference
+            only.
+        TypeError: ``beta`` or ``delta`` not numbers; inputs not floating point.
+
+    Reference:
+        Jung, Han, Nam, On, "Binary Classifier Optimization for Large Language Model Alignment",
+        2024. Verified against TRL, ``loss_type="bco_pair"``.
+
+    Example:
+        >>> import torch
+        >>> from lossary import BCOPairLoss
+        >>> chosen, rejected = torch.tensor([-12.0, -9.0]), torch.tensor([-14.0, -8.0])
+        >>> reference = torch.tensor([-13.0, -9.0]), torch.tensor([-11.0, -11.0])
+        >>> BCOPairLoss()(chosen, rejected, *reference)
+        tensor(1.3731)
+        >>> loss = BCOPairLoss(delta="running")
+        >>> loss(chosen, rejected, *reference)
+        tensor(1.3730)
+        >>> loss.delta_mean
+        tensor(0.0250)
+    """
+
+    delta_mean: Tensor
+
+    def __init__(
+        self, beta: float = 0.1, delta: float | str = 0.0, **options: Unpack[LossOptions]
+    ) -> None:
+        super().__init__(beta, **options)
+        if isinstance(delta, str):
+            check_choice("delta", delta, ("running",))
+            self.delta: float | str = delta
+            self._add_mean("delta")
+        else:
+            self.delta = check_number(
+                "delta", delta, -math.inf, math.inf, low_open=True, high_open=True
+            )
+
+    def per_sample(
+        self,
+        policy_chosen_logps: Tensor,
+        policy_rejected_logps: Tensor,
+        reference_chosen_logps: Tensor | None = None,
+        reference_rejected_logps: Tensor | None = None,
+        update: bool = True,
+    ) -> Tensor:
+        """Return the loss of every pair, unreduced."""
+        del update
+        ratios = self.log_ratios(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            reference_chosen_logps,
+            reference_rejected_logps,
+        )
+        return self.pair_loss(*ratios)
+
+    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Return the loss of every pair from its two log-ratios."""
+        delta = self.delta if isinstance(self.delta, float) else self.delta_mean.to(chosen.dtype)
+        return softplus(delta - self.beta * chosen) + softplus(self.beta * rejected - delta)
+
+    def _evaluate(
+        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
+    ) -> Tensor:
+        *logps, update = inputs
+        check_choice("update", update, (True, False))
+        if self.delta == "running" and self._updates(update, logps[0]):
+            # Before the weight is worked into the inputs: who is not there does not count.
+            self._check_inputs(dict(zip(self._names, inputs, strict=True)), weight)
+            with torch.no_grad():
+                rewards = self.beta * torch.stack(self.log_ratios(*logps))
+                self._see("delta", rewards, weight)
+        return super()._evaluate(inputs, weight, normalizer)
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
+        return Properties(
+            convex=True,
+            upper=math.inf,
+            lipschitz=_steepest(self.beta, 0.0),
+            smoothness=math.inf,
+            counterexamples={"upper": (-1.0, 0.0, 0.0, 0.0)},
+            unknown={"lower": "0, but in the chosen answer alone it depends on the other"},
+            source="Jung et al. 2024",
+        )
+
+
+class SPPOLoss(PairwisePreferenceLoss):
+    r"""Self-play preference optimisation (SPPO): each log-ratio is regressed on its win rate.
+
+    .. math:: \ell = \Bigl(\rho_w - \frac{p_w - 1/2}{\beta}\Bigr)^2
+                   + \Bigl(\rho_l - \frac{p_l - 1/2}{\beta}\Bigr)^2
+
+    One step of multiplicative weights towards the Nash policy of a preference model: the reference
+    is the previous policy, p an answer's probability to beat that policy's answers. Both answers
+    get a target of their own, so that the chosen one's likelihood rises.
+
+    Args:
+        beta: beta > 0, finite, the inverse of the paper's eta. Default 0.001.
+        halve: multiply by 1/2. Default ``False``.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
+        reference_rejected_logps (N, ...): SUMS over the tokens of a completion; the references both
+        or none. win_prob of the same shape, or ``None`` for 1: the probability that the chosen
+        answer beats the policy, in [0, 1]. lose_prob likewise of the rejected answer, or ``None``
+        for 1 - win_prob. Values of the same shape.
+
+    Properties:
+        Convex in all log-probabilities together, infinitely smooth, with an unbounded gradient;
+        l >= 0, with equality where both log-ratios are at their targets. Not invariant to shifts of
+        the policy's log-probabilities. The probabilities are constants: no gradient flows to them.
+
+    Limits:
+        Hard labels, p = 1: the targets are 1/(2 beta) and -1/(2 beta), whose difference is twice
+        the gap of :class:`IPOLoss` at tau = beta.
+
+    Note:
+        Which code is which: ``halve=True`` with win_prob (and lose_prob) is the authors' code;
+        ``halve=False`` without is TRL's ``loss_type="sppo_hard"``. The targets are 500 at the
+        default beta, and so the values are of the order of 1e5.
+
+    Raises:
+        ValueError: ``beta`` not positive and finite, ``halve`` not a bool; inputs of different
+            shapes, one reference only, lose_prob without win_prob; probabilities outside [0, 1] (on
+            CPU tensors, where looking costs nothing).
+        TypeError: ``beta`` not a number; inputs not floating point.
+
+    Reference:
+        Wu, Sun, Yuan, Ji, Yang, Gu, "Self-Play Preference Optimization for Language Model
+        Alignment", 2024. Verified against the authors' code and TRL.
+
+    Example:
+        >>> import torch
+        >>> from lossary import SPPOLoss
+        >>> chosen, rejected = torch.tensor([-12.0, -9.0]), torch.tensor([-14.0, -8.0])
+        >>> reference = torch.tensor([-13.0, -9.0]), torch.tensor([-11.0, -11.0])
+        >>> SPPOLoss(beta=0.1)(chosen, rejected, *reference)
+        tensor(54.5000)
+        >>> win = torch.tensor([0.8, 0.6])
+        >>> SPPOLoss(beta=0.1, halve=True)(chosen, rejected, *reference, win)
+        tensor(5.2500)
+    """
+
+    def __init__(
+        self, beta: float = 1e-3, halve: bool = False, **options: Unpack[LossOptions]
+    ) -> None:
+        super().__init__(beta, **options)
+        check_choice("halve", halve, (True, False))
+        self.halve = halve
+
+    def per_sample(
+        self,
+        policy_chosen_logps: Tensor,
+        policy_rejected_logps: Tensor,
+        reference_chosen_logps: Tensor | None = None,
+        reference_rejected_logps: Tensor | None = None,
+        win_prob: Tensor | None = None,
+        lose_prob: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of every pair, unreduced."""
+        chosen, rejected = self.log_ratios(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            reference_chosen_logps,
+            reference_rejected_logps,
+        )
+        if win_prob is None:
+            return self.pair_loss(chosen, rejected)
+        win = win_prob.detach()
+        lose = 1.0 - win if lose_prob is None else lose_prob.detach()
+        return self._distance(chosen, rejected, win - 0.5, lose - 0.5)
+
+    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Return the loss of every pair from its two log-ratios, for a certain preference."""
+        return self._distance(chosen, rejected, 0.5, -0.5)
+
+    def _distance(
+        self, chosen: Tensor, rejected: Tensor, win: Tensor | float, lose: Tensor | float
+    ) -> Tensor:
+        squares = (chosen - win / self.beta).square() + (rejected - lose / self.beta).square()
+        return 0.5 * squares if self.halve else squares
+
+    def _check_inputs(self, inputs: dict[str, Any], weight: Tensor | None) -> None:
+        super()._check_inputs(inputs, weight)
+        win, lose = inputs.get("win_prob"), inputs.get("lose_prob")
+        if win is None and lose is not None:
+            raise ValueError("win_prob: expected a tensor, as for lose_prob, got None")
+        for name, x in (("win_prob", win), ("lose_prob", lose)):
+            if x is not None:
+                check_floating(name, x)
+                check_like(name, x, _NAMES[0], inputs[_NAMES[0]])
+                _check_probability(name, x, weight)
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees."""
+        down = ([-1.0], *[[0.0]] * 3)
+        return Properties(
+            convex=True,
+            upper=math.inf,
+            lipschitz=math.inf,
+            smoothness=math.inf,
+            minimiser="rho_w = (p_w - 1/2)/beta, rho_l = (p_l - 1/2)/beta",
+            counterexamples={"upper": down, "lipschitz": down},
+            unknown={"lower": "0, but in the chosen answer alone it depends on the other"},
+            source="Wu et al. 2024",
+        )
+
+
+class APOLoss(PairwisePreferenceLoss):
+    r"""Anchored preference optimisation (APO): where both answers' likelihoods should go.
+
+    .. math:: \text{zero: } \sigma(-a) + \sigma(b), \qquad
+              \text{down: } \sigma(a) + \sigma(-(a - b)), \qquad
+              a = \beta \rho_w, \quad b = \beta \rho_l
+
+    ``"zero"`` raises the chosen answer and lowers the rejected one: for chosen answers that are
+    better than what the policy writes. ``"down"`` lowers both, the rejected one more: for a policy
+    that is better than both answers.
+
+    Args:
+        beta: beta > 0, finite. Default 0.1.
+        variant: ``"zero"`` (default) or ``"down"``.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
+        reference_rejected_logps (N, ...): SUMS over the tokens of a completion; the references both
+        or none. Values of the same shape.
+
+    Properties:
+        Not convex; infinitely smooth; 0 < l < 2; l = 1 where both log-ratios are 0. The gradient
+        vanishes far from there, on both sides, and in the two of the policy its norm is at most
+        sqrt(2) beta/4. Not invariant to shifts of the policy's log-probabilities.
+
+    Limits:
+        beta -> 0: 1. ``"zero"`` of answers without partners, one term each: :class:`KTOLoss` with
+        kl = 0.
+
+    Note:
+        TRL's ``loss_type="apo_zero"`` and ``"apo_down"`` give the same numbers.
+
+    Raises:
+        ValueError: ``beta`` not positive and finite, unknown ``variant``; inputs of different
+            shapes, one reference only.
+        TypeError: ``beta`` not a number; inputs not floating point.
+
+    Reference:
+        D'Oosterlinck et al., "Anchored Preference Optimization and Contrastive Revisions:
+        Addressing Underspecification in Alignment", 2024. Verified against TRL.
+
+    Example:
+        >>> import torch
+        >>> from lossary import APOLoss
+        >>> chosen, rejected = torch.tensor([-12.0, -9.0]), torch.tensor([-14.0, -8.0])
+        >>> reference = torch.tensor([-13.0, -9.0]), torch.tensor([-11.0, -11.0])
+        >>> APOLoss()(chosen, rejected, *reference)
+        tensor(0.9875)
+        >>> APOLoss(variant="down")(chosen, rejected, *reference)
+        tensor(1.0004)
+    """
+
+    def __init__(
+        self, beta: float = 0.1, variant: str = "zero", **options: Unpack[LossOptions]
+    ) -> None:
+        super().__init__(beta, **options)
+        check_choice("variant", variant, ("zero", "down"))
+        self.variant = variant
+
+    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Return the loss of every pair from its two log-ratios."""
+        if self.variant == "zero":
+            return torch.sigmoid(-self.beta * chosen) + torch.sigmoid(self.beta * rejected)
+        return torch.sigmoid(self.beta * chosen) + torch.sigmoid(self.beta * (rejected - chosen))
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
+        far = 8.0 / self.beta
+        bent = (-far, 0.0, 0.0) if self.variant == "zero" else (far, 0.0, 10.0 * far)
+        return Properties(
+            convex=False,
+            lipschitz=math.sqrt(2.0) * self.beta / 4.0,
+            smoothness=math.inf,
+            counterexamples={"convex": (*bent, 0.0, 0.0)},
+            unknown={
+                "lower": "0, but in the chosen answer alone it depends on the other",
+                "upper": "2, but in the chosen answer alone it depends on the other",
+            },
+            source="D'Oosterlinck et al. 2024",
+        )
+
+
+class AOTLoss(PairwisePreferenceLoss):
+    r"""Alignment by optimal transport (AOT): the distribution of rewards is to dominate another.
+
+    .. math:: \ell_i = -(1 - \varepsilon) \log \sigma(\beta \delta_i)
+                       - \varepsilon \log \sigma(-\beta \delta_i), \qquad
+              \delta_i = u_{(i)} - v_{(i)}
+
+    with the batch's numbers sorted, each for itself: paired, u the policy's chosen less rejected
+    log-probability and v the reference's; unpaired, u the log-ratios of the chosen answers and v
+    those of the rejected ones, which then need not belong to the same prompts. First-order
+    stochastic dominance over the batch, in place of every pair's own margin.
+
+    Args:
+        beta: beta > 0, finite. Default 0.1.
+        paired: ``True`` (default) or ``False``, as above.
+        label_smoothing: the epsilon above, in [0, 1). Default 0.
+        reduction: see :class:`lossary.Loss`; ``"none"`` gives one value per rank, in ascending
+            order of u.
+
+    Shape:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
+        reference_rejected_logps (N,): SUMS over the tokens of a completion; the references both or
+        none. Values (N,), of ranks: there is no ``weight``.
+
+    Properties:
+        Of the batch: not convex, continuous with kinks where the order changes, l >= H(eps), the
+        binary entropy, unbounded above. Unchanged by a permutation of u, and of v, alone. The sum
+        over the batch is at most that of :class:`DPOLoss`, as sorting is the cheapest coupling of a
+        convex cost on a line.
+
+    Limits:
+        N = 1: :class:`DPOLoss`. So is every batch in which u and v are in the same order.
+
+    Note:
+        Which code is which: ``paired=True`` is TRL's ``loss_type="aot"`` in every version;
+        ``paired=False`` its ``"aot_unpaired"`` since 0.28, which up to 0.27 was called
+        ``"aot_pair"``. The batch is that of this process: larger ones transport better, and
+        micro-batches do not add up to the batch. Among ties the sort is stable.
+
+    Raises:
+        ValueError: ``beta`` not positive and finite, ``paired`` not a bool, ``label_smoothing``
+            outside [0, 1); inputs not of one shape (N,), one reference only; a ``weight``.
+        TypeError: hyper-parameters not numbers; inputs not floating point.
+
+    Reference:
+        Melnyk, Mroueh, Belgodere, Rigotti, Nitsure, Yurochkin, Greenewald, Navratil, Ross,
+        "Distributional Preference Alignment of LLMs via Optimal Transport", 2024. Verified against
+        TRL.
+
+    Example:
+        >>> import torch
+        >>> from lossary import AOTLoss
+        >>> chosen, rejected = torch.tensor([-12.0, -9.0]), torch.tensor([-14.0, -8.0])
+        >>> reference = torch.tensor([-13.0, -9.0]), torch.tensor([-11.0, -11.0])
+        >>> AOTLoss()(chosen, rejected, *reference)
+        tensor(0.6688)
+        >>> AOTLoss(paired=False)(chosen, rejected, *reference)
+        tensor(0.6762)
+    """
+
+    separable = False
+
+    def __init__(
+        self,
+        beta: float = 0.1,
+        paired: bool = True,
+        label_smoothing: float = 0.0,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(beta, **options)
+        check_choice("paired", paired, (True, False))
+        self.paired = paired
+        self.label_smoothing = check_number(
+            "label_smoothing", label_smoothing, 0.0, 1.0, high_open=True
+        )
+
+    def per_sample(
+        self,
+        policy_chosen_logps: Tensor,
+        policy_rejected_logps: Tensor,
+        reference_chosen_logps: Tensor | None = None,
+        reference_rejected_logps: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of every rank, unreduced."""
+        if not self.paired:
+            u, v = self.log_ratios(
+                policy_chosen_logps,
+                policy_rejected_logps,
+                reference_chosen_logps,
+                reference_rejected_logps,
+            )
+            return self.pair_loss(u.sort(stable=True).values, v.sort(stable=True).values)
+        u, _ = (_upcast(policy_chosen_logps) - _upcast(policy_rejected_logps)).sort(stable=True)
+        if reference_chosen_logps is None:
+            return self.pair_loss(u, torch.zeros_like(u))
+        v, _ = (_upcast(reference_chosen_logps) - _upcast(reference_rejected_logps)).sort(
+            stable=True
+        )
+        return self.pair_loss(u, v)
+
+    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Return the loss of every rank from u and v, sorted already."""
+        return _logistic(self.beta * (chosen - rejected), self.label_smoothing)
+
+    def _check_inputs(self, inputs: dict[str, Any], weight: Tensor | None) -> None:
+        super()._check_inputs(inputs, weight)
+        if weight is not None:
+            raise ValueError(
+                "weight: expected None, as values are of ranks and not of pairs, got a tensor"
+            )
+        if inputs[_NAMES[0]].dim() != 1:
+            raise ValueError(
+                f"{_NAMES[0]}: expected shape (N,), got {tuple(inputs[_NAMES[0]].shape)}"
+            )
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees, of a batch of 4."""
+        zero, order = [0.0] * 4, [c / self.beta for c in (3.0, -3.0, 3.0, -3.0)]
+        others = (zero, order, zero) if self.paired else (order, zero, zero)
+        return Properties(
+            convex=False,
+            lower=_entropy(self.label_smoothing),
+            upper=math.inf,
+            smoothness=0,
+            limits=(("N = 1", "DPOLoss"),),
+            counterexamples={
+                "convex": (order, [-c for c in order], *others),
+                "upper": ([-1.0] * 4, zero, zero, zero),
+            },
+            unknown={"lipschitz": "of the batch: beta over the root of its size in each input"},
+            source="Melnyk et al. 2024",
+        )
+
+
+class DiscoPOPLoss(PairwisePreferenceLoss):
+    r"""DiscoPOP: a discovered blend of the logistic and the exponential loss.
+
+    .. math:: \ell = \sigma(-z/\tau) \log(1 + e^{-z}) + \sigma(z/\tau)\, e^{-z}, \qquad
+              z = \beta (\rho_w - \rho_l)
+
+    Found by a language model that was asked for preference losses. For pairs that are ranked wrong
+    it is DPO, for those ranked right the exponential loss; between them, around z = 0, its slope
+    changes sign: pairs just on the wrong side are held there.
+
+    Args:
+        beta: beta > 0, finite. Default 0.05.
+        tau: the temperature of the blend, in (0, 1). Default 0.05. From 1 on the exponential would
+            win on the wrong side, too.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
+        reference_rejected_logps (N, ...): SUMS over the tokens of a completion; the references both
+        or none. Values of the same shape.
+
+    Properties:
+        Infinitely smooth, l > 0, unbounded above; for small tau not convex and not monotone: for
+        tau = 0.05 it rises around z = 0. l = (1 + log 2)/2 at z = 0. The gradient in the two of the
+        policy has a norm below sqrt(2) beta max(2, 1/tau). Unchanged when both log-probabilities of
+        the policy, or both of the reference, move by the same number.
+
+    Limits:
+        tau -> 0: :class:`DPOLoss` for z < 0, the exponential loss for z > 0, with a jump from log 2
+        to 1 between them.
+
+    Note:
+        Computed as exp(log sigma(z/tau) - z): sigma(z/tau) times exp(-z) is 0 * inf at z of -1000,
+        where TRL's ``loss_type="discopop"`` returns nan.
+
+    Raises:
+        ValueError: ``beta`` not positive and finite, ``tau`` outside (0, 1); inputs of different
+            shapes, one reference only.
+        TypeError: hyper-parameters not numbers; inputs not floating point.
+
+    Reference:
+        Lu, Holt, Fanconi, Chan, Foerster, van der Schaar, Lange, "Discovering Preference
+        Optimization Algorithms with and for Large Language Models", 2024. Verified against TRL.
+
+    Example:
+        >>> import torch
+        >>> from lossary import DiscoPOPLoss
+        >>> chosen, rejected = torch.tensor([-12.0, -9.0]), torch.tensor([-14.0, -8.0])
+        >>> reference = torch.tensor([-13.0, -9.0]), torch.tensor([-11.0, -11.0])
+        >>> DiscoPOPLoss()(chosen, rejected, *reference)
+        tensor(0.8021)
+    """
+
+    def __init__(
+        self, beta: float = 0.05, tau: float = 0.05, **options: Unpack[LossOptions]
+    ) -> None:
+        super().__init__(beta, **options)
+        self.tau = check_number("tau", tau, 0.0, 1.0, low_open=True, high_open=True)
+
+    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Return the loss of every pair from its two log-ratios."""
+        z = self.beta * (chosen - rejected)
+        # Finite, so that the difference is no inf - inf for an answer that has become impossible.
+        far = z.clamp(min=-1e30)
+        logistic = torch.sigmoid(-z / self.tau) * softplus(-z)
+        return logistic + torch.exp(-softplus(-far / self.tau) - far)
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
+        bent = self.tau <= 0.1
+        return Properties(
+            convex=False if bent else None,
+            lower=0.0,
+            upper=math.inf,
+            lipschitz=_steepest(self.beta, 0.0) * max(2.0, 1.0 / self.tau),
+            smoothness=math.inf,
+            limits=(("tau -> 0, z < 0", "DPOLoss"),),
+            counterexamples={
+                "convex": (0.0, 6.0 * self.tau / self.beta, 0.0, 0.0, 0.0),
+                "upper": (-1.0, 0.0, 0.0, 0.0),
+            },
+            unknown={} if bent else {"convex": "not for tau up to 0.1; not looked into beyond"},
+            source="Lu et al. 2024",
+        )
+
+
+class DPOPLoss(PairwisePreferenceLoss):
+    r"""DPO-Positive (DPOP, Smaug): DPO that does not let the chosen answer fall.
+
+    .. math:: \ell = -\log \sigma\bigl(\beta (\rho_w - \rho_l - \lambda \max(0, -\rho_w))\bigr)
+
+    DPO is content where both answers fall, the rejected one further; with pairs that differ in a
+    few tokens that is what happens. Here a chosen answer that is less likely than under the
+    reference is charged lambda times.
+
+    Args:
+        beta: beta > 0, finite. Default 0.1.
+        lam: lambda >= 0, finite. Default 50.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
+        reference_rejected_logps (N, ...): SUMS over the tokens of a completion; the references both
+        or none. Values of the same shape.
+
+    Properties:
+        Convex in all log-probabilities together; a kink where rho_w = 0, for lambda > 0. l > 0,
+        unbounded above. l is at least the DPO loss, and equal to it where rho_w >= 0. The gradient
+        in the two of the policy has a norm below beta sqrt((1 + lambda)^2 + 1).
+
+    Limits:
+        lam = 0: :class:`DPOLoss`.
+
+    Note:
+        Without a reference every chosen answer is charged, as its log-probability is below 0.
+
+    Raises:
+        ValueError: ``beta`` not positive and finite, ``lam`` negative or infinite; inputs of
+            different shapes, one reference only.
+        TypeError: hyper-parameters not numbers; inputs not floating point.
+
+    Reference:
+        Pal, Karkhanis, Dooley, Roberts, Naidu, White, "Smaug: Fixing Failure Modes of Preference
+        Optimisation with DPO-Positive", 2024. Verified against the code of a comparison of margin
+        losses, HumainLab/Understand_MarginPO.
+
+    Example:
+        >>> import torch
+        >>> from lossary import DPOPLoss
+        >>> chosen, rejected = torch.tensor([-12.0, -9.2]), torch.tensor([-14.0, -8.0])
+        >>> reference = torch.tensor([-13.0, -9.0]), torch.tensor([-11.0, -11.0])
+        >>> DPOPLoss()(chosen, rejected, *reference)
+        tensor(1.0349)
+    """
+
+    def __init__(
+        self, beta: float = 0.1, lam: float = 50.0, **options: Unpack[LossOptions]
+    ) -> None:
+        super().__init__(beta, **options)
+        self.lam = check_number("lam", lam, 0.0, math.inf, high_open=True)
+
+    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Return the loss of every pair from its two log-ratios."""
+        d = chosen - rejected
+        # At lam 0 not 0 * inf, for a sequence that has become impossible.
+        return softplus(-self.beta * (d - self.lam * torch.relu(-chosen) if self.lam else d))
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
+        return Properties(
+            convex=True,
+            lower=0.0,
+            upper=math.inf,
+            lipschitz=self.beta * math.hypot(1.0 + self.lam, 1.0),
+            smoothness=0 if self.lam else math.inf,
+            limits=(("lam = 0", "DPOLoss"),),
+            counterexamples={"upper": (-1.0, 0.0, 0.0, 0.0)},
+            source="Pal et al. 2024",
+        )
+
+
+class RDPOLengthLoss(PairwisePreferenceLoss):
+    r"""Length-regularised DPO (R-DPO): a longer winner needs a smaller margin.
+
+    .. math:: \ell = -\log \sigma\bigl(\beta (\rho_w - \rho_l) + \alpha (L_w - L_l)\bigr)
+
+    Annotators like long answers, and DPO learns to write them. Part of the preference is put down
+    to the difference in lengths, and the policy need not explain that part. Not to be mixed up with
+    rDPO, :class:`RobustDPOLoss`.
+
+    Args:
+        beta: beta > 0, finite. Default 0.1.
+        alpha: alpha >= 0, finite, per token. Default 0.2.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
+        reference_rejected_logps (N, ...): SUMS over the tokens of a completion. chosen_lengths,
+        rejected_lengths of the same shape, integers, float32 or float64, for every alpha. All six
+        are needed. Values of the same shape.
+
+    Properties:
+        Convex in all log-probabilities together, infinitely smooth, l > 0, unbounded above. The
+        gradient in the two of the policy is that of DPO at another margin, of a norm below
+        sqrt(2) beta. Unchanged when both log-probabilities of the policy, or both of the reference,
+        move by the same number.
+
+    Limits:
+        alpha = 0, or equal lengths: :class:`DPOLoss`.
+
+    Note:
+        The sign: with the reward r - alpha \|y\| the best policy has r = beta rho + alpha \|y\| +
+        const, so that the length stands beside the log-ratio with a plus. Written with a minus it
+        would push towards long answers.
+
+    Raises:
+        ValueError: ``beta`` not positive and finite, ``alpha`` negative or infinite; inputs of
+            different shapes, lengths below 1 (on CPU tensors, where looking costs nothing).
+        TypeError: hyper-parameters not numbers; inputs missing or not floating point; lengths
+            not numbers, or in half precision.
+
+    Reference:
+        Park, Rafailov, Ermon, Finn, "Disentangling Length from Quality in Direct Preference
+        Optimization", 2024. Verified against HumainLab/Understand_MarginPO; the sign was derived
+        besides.
+
+    Example:
+        >>> import torch
+        >>> from lossary import RDPOLengthLoss
+        >>> chosen, rejected = torch.tensor([-12.0, -9.0]), torch.tensor([-14.0, -8.0])
+        >>> reference = torch.tensor([-13.0, -9.0]), torch.tensor([-11.0, -11.0])
+        >>> lengths = torch.tensor([10, 8]), torch.tensor([12, 6])
+        >>> RDPOLengthLoss()(chosen, rejected, *reference, *lengths)
+        tensor(0.6688)
+    """
+
+    def __init__(
+        self, beta: float = 0.1, alpha: float = 0.2, **options: Unpack[LossOptions]
+    ) -> None:
+        super().__init__(beta, **options)
+        self.alpha = check_number("alpha", alpha, 0.0, math.inf, high_open=True)
+
+    def per_sample(  # type: ignore[override]
+        self,
+        policy_chosen_logps: Tensor,
+        policy_rejected_logps: Tensor,
+        reference_chosen_logps: Tensor,
+        reference_rejected_logps: Tensor,
+        chosen_lengths: Tensor,
+        rejected_lengths: Tensor,
+    ) -> Tensor:
+        """Return the loss of every pair, unreduced."""
+        chosen, rejected = self.log_ratios(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            reference_chosen_logps,
+            reference_rejected_logps,
+        )
+        d = chosen - rejected
+        # Each cast before the difference: unsigned integers have none below 0.
+        longer = chosen_lengths.to(d.dtype) - rejected_lengths.to(d.dtype)
+        return softplus(-(self.beta * d + self.alpha * longer))
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
+        return Properties(
+            convex=True,
+            lower=0.0,
+            upper=math.inf,
+            lipschitz=_steepest(self.beta, 0.0),
+            smoothness=math.inf,
+            limits=(("alpha = 0", "DPOLoss"), ("equal lengths", "DPOLoss")),
+            counterexamples={"upper": (-1.0, 0.0, 0.0, 0.0, 1, 1)},
+            source="Park et al. 2024",
+        )
+
+
+class SRPOLoss(PairwisePreferenceLoss):
+    r"""Self-improving robust preference optimisation (SRPO): answer, and improve an answer.
+
+    .. math:: \ell = (1 - \alpha) \bigl(1 - \beta [R(w|l) + R(w) - R(l|w) - R(l)]\bigr)^2
+              + \alpha \Bigl\{ \bigl(\tfrac12 - \beta [R(w|l) - R(l|l)]\bigr)^2
+              + \bigl(\tfrac12 - \beta [R(w|w) - R(l|w)]\bigr)^2 \Bigr\}
+
+    with R(a|b) the log-ratio to the reference of writing a when b stands in the prompt as a draft,
+    and R(a) that of writing a at once. The policy and its own reviser are trained together; the
+    best policy does not depend on who wrote the training answers.
+
+    Args:
+        beta: beta > 0, finite. Default 0.1.
+        alpha: weight of the improvement term, in [0, 1]. Default 0.5, which is a choice of this
+            library: the paper's was not seen, and a community implementation has 0.8.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
+        reference_rejected_logps, and for the model with a draft in its prompt, named answer given
+        draft, policy_chosen_given_rejected_logps, policy_rejected_given_rejected_logps,
+        policy_chosen_given_chosen_logps, policy_rejected_given_chosen_logps and the same four of
+        the reference: twelve tensors (N, ...), SUMS over the tokens of a completion. Values of the
+        same shape.
+
+    Properties:
+        A sum of squares of linear functions: convex in all log-probabilities together, infinitely
+        smooth, with an unbounded gradient. l >= 0, with equality where the three brackets are
+        1/beta, 1/(2 beta) and 1/(2 beta).
+
+    Limits:
+        alpha = 1: the improvement term alone, which has no gradient in the answers without draft.
+        alpha = 0: the generative term alone.
+
+    Note:
+        Some texts write 1/2 before the improvement term: another alpha.
+
+    Raises:
+        ValueError: ``beta`` not positive and finite, ``alpha`` outside [0, 1]; inputs of different
+            shapes.
+        TypeError: hyper-parameters not numbers; inputs not floating point, or missing.
+
+    Reference:
+        Choi, Ahmadian, Geist, Pietquin, Azar, "Self-Improving Robust Preference Optimization",
+        2024. There is no official code; verified against a community implementation and derived
+        anew from the min-max objective. The convex combination is that of published reviews.
+
+    Example:
+        >>> import torch
+        >>> from lossary import SRPOLoss
+        >>> policy = torch.tensor([[-12.0], [-14.0]])
+        >>> reference = torch.tensor([[-13.0], [-11.0]])
+        >>> drafts = torch.tensor([[-8.0], [-9.0], [-7.0], [-11.0]])
+        >>> SRPOLoss()(*policy, *reference, *drafts, *(drafts - 1.0))
+        tensor(0.4300)
+    """
+
+    def __init__(
+        self, beta: float = 0.1, alpha: float = 0.5, **options: Unpack[LossOptions]
+    ) -> None:
+        super().__init__(beta, **options)
+        self.alpha = check_number("alpha", alpha, 0.0, 1.0)
+
+    def per_sample(  # type: ignore[override]
+        self,
+        policy_chosen_logps: Tensor,
+        policy_rejected_logps: Tensor,
+        reference_chosen_logps: Tensor,
+        reference_rejected_logps: Tensor,
+        policy_chosen_given_rejected_logps: Tensor,
+        policy_rejected_given_rejected_logps: Tensor,
+        policy_chosen_given_chosen_logps: Tensor,
+        policy_rejected_given_chosen_logps: Tensor,
+        reference_chosen_given_rejected_logps: Tensor,
+        reference_rejected_given_rejected_logps: Tensor,
+        reference_chosen_given_chosen_logps: Tensor,
+        reference_rejected_given_chosen_logps: Tensor,
+    ) -> Tensor:
+        """Return the loss of every pair, unreduced."""
+        w, l = self.log_ratios(  # noqa: E741
+            policy_chosen_logps,
+            policy_rejected_logps,
+            reference_chosen_logps,
+            reference_rejected_logps,
+        )
+        w_l, l_l = self.log_ratios(
+            policy_chosen_given_rejected_logps,
+            policy_rejected_given_rejected_logps,
+            reference_chosen_given_rejected_logps,
+            reference_rejected_given_rejected_logps,
+        )
+        w_w, l_w = self.log_ratios(
+            policy_chosen_given_chosen_logps,
+            policy_rejected_given_chosen_logps,
+            reference_chosen_given_chosen_logps,
+            reference_rejected_given_chosen_logps,
+        )
+        generative = (1.0 - self.beta * (w_l + w - l_w - l)).square()
+        improvement = (0.5 - self.beta * (w_l - l_l)).square()
+        improvement = improvement + (0.5 - self.beta * (w_w - l_w)).square()
+        return (1.0 - self.alpha) * generative + self.alpha * improvement
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees."""
+        down = ([-1.0], *[[0.0]] * 11)
+        unknown = {"lower": "0, but in the chosen answer alone it depends on the others"}
+        flat = self.alpha == 1.0
+        if flat:
+            unknown["upper"] = unknown["lipschitz"] = "inf, but constant in the chosen answer alone"
+        return Properties(
+            convex=True,
+            upper=None if flat else math.inf,
+            lipschitz=None if flat else math.inf,
+            smoothness=math.inf,
+            counterexamples={"upper": down, "lipschitz": down},
+            unknown=unknown,
+            source="Choi et al. 2024",
+        )
+
+
 def _logistic(z: Tensor, smoothing: float) -> Tensor:
     """Return -(1 - smoothing) log sigmoid(z) - smoothing log sigmoid(-z)."""
     if smoothing == 0.0:  # not 0 * inf, for a sequence that has become impossible
@@ -599,3 +1824,14 @@ def _entropy(p: float) -> float:
 def _steepest(beta: float, smoothing: float) -> float:
     """Return the largest norm of DPO's gradient in the two log-probabilities of the policy."""
     return math.sqrt(2.0) * beta * max(1.0 - smoothing, smoothing)
+
+
+def _check_probability(name: str, x: Tensor, weight: Tensor | None) -> None:
+    """Raise an error for a number outside [0, 1], where it can be seen and counts."""
+    if readable(x):
+        wrong = ~((x >= 0) & (x <= 1))
+        if weight is not None:
+            wrong &= weight != 0
+        if bool(wrong.any()):
+            found = float(x.detach()[wrong][0])
+            raise ValueError(f"{name}: expected probabilities in [0, 1], got {found:g}")
