@@ -20,6 +20,7 @@ from lossary import (
     CauchyLoss,
     CompSumLoss,
     ConsistencyLoss,
+    CPOLoss,
     CrammerSingerLoss,
     DiscoPOPLoss,
     DPOLoss,
@@ -34,16 +35,19 @@ from lossary import (
     LDRKLLoss,
     LDRLoss,
     LinearLogits,
+    LogicPreferenceLoss,
     Loss,
     MulticlassMAELoss,
     NCALoss,
     NTXentLoss,
+    ORPOLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
     ReverseCrossEntropyLoss,
     RobustDPOLoss,
     RPOLoss,
     SequenceNLLLoss,
+    SimPOLoss,
     SmoothAdversarialCompSumLoss,
     SPPOLoss,
     SRPOLoss,
@@ -1185,6 +1189,78 @@ FAMILIES = (
     *preference(RDPOLengthLoss, further=(TARGET + 1, TARGET + 1)),
     *at_least_0(RDPOLengthLoss, "alpha"),
     *lengths(RDPOLengthLoss, ("chosen_lengths", "rejected_lengths"), 4, ""),
+    *(
+        row
+        for loss, beta in (
+            (SimPOLoss, "beta"),
+            (ORPOLoss, "lam"),
+            (CPOLoss, "beta"),
+            (LogicPreferenceLoss, "beta"),
+        )
+        for row in (
+            *not_numbers(loss, beta),
+            hyper(loss, beta, 0.0, "(0, inf)", "got 0.0"),
+            hyper(loss, beta, INF, "(0, inf)", "inf"),
+            called(loss, "policy_chosen_logps", "int", ("floating", "int64"), TARGET, ANSWERS,
+                   error=TypeError),
+            called(loss, "policy_rejected_logps", "none", ("a tensor", "NoneType"), ANSWERS, None,
+                   error=TypeError),
+            called(loss, "policy_rejected_logps", "column", ("(4,)", "got (4, 1)"), ANSWERS,
+                   ANSWERS[:, None]),
+            called(loss, "weight", "column", ("(4,)", "got (4, 1)"), ANSWERS, ANSWERS,
+                   keywords={"weight": torch.ones(4, 1)}),
+        )
+    ),
+    *not_numbers(SimPOLoss, "gamma"),
+    hyper(SimPOLoss, "gamma", INF, "(-inf, inf)", "inf"),
+    *not_numbers(SimPOLoss, "alpha"),
+    hyper(SimPOLoss, "alpha", NAN, "(-inf, inf)", "nan"),
+    *(
+        row
+        for loss in (SimPOLoss, CPOLoss)
+        for row in (
+            *not_numbers(loss, "label_smoothing"),
+            hyper(loss, "label_smoothing", 1.0, "[0, 1)", "1.0"),
+            hyper(loss, "label_smoothing", -0.1, "[0, 1)", "-0.1"),
+        )
+    ),
+    *(
+        hyper(loss, "average", None, "True, False", "None")
+        for loss in (SimPOLoss, ORPOLoss, LogicPreferenceLoss)
+    ),
+    *lengths(SimPOLoss, ("chosen_lengths", "rejected_lengths"), 2, "average=True", average=False),
+    *lengths(ORPOLoss, ("chosen_lengths", "rejected_lengths"), 2, "average=True", average=False),
+    *lengths(LogicPreferenceLoss, ("chosen_lengths", "rejected_lengths"), 4, "average=True",
+             average=False),
+    *(
+        called(loss, name, "above_0", ("<= 0", "got 0.5"),
+               *(ANSWERS + 1.5 if i == at else ANSWERS for i in range(2)))
+        for loss in (ORPOLoss, LogicPreferenceLoss)
+        for at, name in enumerate(("policy_chosen_logps", "policy_rejected_logps"))
+    ),
+    called(ORPOLoss, "policy_chosen_logps", "nan", ("<= 0", "got nan"), ANSWERS * NAN, ANSWERS),
+    called(LogicPreferenceLoss, "reference_rejected_logps", "above_0", ("<= 0", "got 3"),
+           ANSWERS, ANSWERS, ANSWERS, -ANSWERS),
+    called(LogicPreferenceLoss, "reference_rejected_logps", "alone_missing",
+           ("reference_chosen_logps", "got None"), ANSWERS, ANSWERS, ANSWERS),
+    hyper(ORPOLoss, "nll", True, "'sequence_mean', 'token_mean', 'none'", "True"),
+    Row("ORPOLoss_token_mean_of_averages", "average", ("False", "got True"), loss=ORPOLoss,
+        options={"nll": "token_mean"}),
+    *at_least_0(CPOLoss, "bc_coef"),
+    hyper(CPOLoss, "loss_type", "simpo", "'sigmoid', 'hinge', 'ipo'", "'simpo'"),
+    hyper(CPOLoss, "nll", "none", "'sum'", "'none'"),
+    hyper(CPOLoss, "label_smoothing", 0.1, "expected 0 with loss_type='ipo'", "got 0.1",
+          loss_type="ipo", id="with_ipo"),
+    *lengths(CPOLoss, ("chosen_lengths",), 2, "nll='sum'", nll="sequence_mean"),
+    hyper(LogicPreferenceLoss, "name", "dpo", "'orpo'", "'dpo'"),
+    hyper(LogicPreferenceLoss, "numerator", ("TT",), "expected None with name='orpo'", "('TT',)"),
+    hyper(LogicPreferenceLoss, "denominator", ("TT",), "expected None", "('TT',)"),
+    hyper(LogicPreferenceLoss, "numerator", (), "'TT', 'TF'", "()", name=None, id="of_0"),
+    hyper(LogicPreferenceLoss, "numerator", "TT", "'TT', 'TF'", "'TT'", name=None, id="str"),
+    hyper(LogicPreferenceLoss, "denominator", ("TX",), "'TT', 'TF'", "'TX'", name=None,
+          numerator=("TT",), id="unknown"),
+    hyper(LogicPreferenceLoss, "denominator", None, "'TT', 'TF'", "None", name=None,
+          numerator=("TT",), id="missing"),
     *not_numbers(SRPOLoss, "alpha"),
     hyper(SRPOLoss, "alpha", 1.5, "[0, 1]", "1.5"),
     hyper(SRPOLoss, "alpha", -0.5, "[0, 1]", "-0.5"),

@@ -19,6 +19,7 @@ from lossary import (
     CauchyLoss,
     CompSumLoss,
     ConsistencyLoss,
+    CPOLoss,
     CrammerSingerLoss,
     DiscoPOPLoss,
     DPOLoss,
@@ -32,16 +33,19 @@ from lossary import (
     IPOLoss,
     LDRKLLoss,
     LDRLoss,
+    LogicPreferenceLoss,
     Loss,
     MulticlassMAELoss,
     NCALoss,
     NTXentLoss,
+    ORPOLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
     ReverseCrossEntropyLoss,
     RobustDPOLoss,
     RPOLoss,
     SequenceNLLLoss,
+    SimPOLoss,
     SmoothAdversarialCompSumLoss,
     SPPOLoss,
     SRPOLoss,
@@ -147,6 +151,16 @@ def judged(probabilities):
     def draw(n, dtype, generator):
         logps = answers()(n, dtype, generator)
         return *logps, *torch.rand(probabilities, n, dtype=dtype, generator=generator)
+
+    return draw
+
+
+def unlikely(*lengths, **options):
+    """Draw log-probabilities of pairs that are below 0, and lengths."""
+
+    def draw(n, dtype, generator):
+        out = answers(*lengths, **options)(n, dtype, generator)
+        return tuple(-x.abs() - 0.125 if x.dtype.is_floating_point else x for x in out)
 
     return draw
 
@@ -281,6 +295,8 @@ def pruned():
 WITHOUT_JUDGE = dict.fromkeys(
     ("property:bounds", "property:lipschitz"), "the stored direction has no probabilities"
 )
+#: Of log-probabilities.
+ABOVE_0 = {"extremes": "log-probabilities above 0 are refused"}
 FAR_KINK = {"property:smoothness": "the kink is at a log-ratio of 10, farther than what is drawn"}
 OF_RANKS = dict.fromkeys(("weights", "attached_zero"), "values are of ranks: there is no weight")
 
@@ -752,6 +768,52 @@ CASES: dict[str, list[Case]] = {
     "RDPOLengthLoss": [
         Case("default", RDPOLengthLoss, answers(lengths=2)),
         Case("alpha=0", lambda: RDPOLengthLoss(0.7, 0.0), answers(lengths=2)),
+    ],
+    "SimPOLoss": [
+        Case("default", SimPOLoss, answers(references=False)),
+        *(
+            Case(f"alpha={a:g}", lambda a=a: SimPOLoss(alpha=a), answers(references=False))
+            for a in (0.3, -0.3)
+        ),
+        Case(
+            "sums",
+            lambda: SimPOLoss(label_smoothing=0.2, average=False),
+            answers(references=False, lengths=2),
+        ),
+    ],
+    "ORPOLoss": [
+        Case("default", ORPOLoss, unlikely(references=False), ABOVE_0),
+        Case("none", lambda: ORPOLoss(1.0, "none"), unlikely(references=False), ABOVE_0),
+        Case(
+            "token_mean",
+            lambda: ORPOLoss(1.0, "token_mean", average=False),
+            unlikely(references=False, lengths=2),
+            ABOVE_0 | {"property:convex": "the stored direction is of one pair"},
+        ),
+    ],
+    "CPOLoss": [
+        Case("default", CPOLoss, answers(references=False)),
+        Case("ipo", lambda: CPOLoss(0.5, loss_type="ipo"), answers(references=False)),
+        Case("ipo alone", lambda: CPOLoss(0.5, 0.0, "ipo"), answers(references=False)),
+        Case("hinge", lambda: CPOLoss(1.0, loss_type="hinge"), answers(references=False)),
+        Case("smooth", lambda: CPOLoss(0.7, 0.0, label_smoothing=0.2), answers(references=False)),
+        *(
+            Case(nll, lambda nll=nll: CPOLoss(0.7, nll=nll), answers(references=False, lengths=1))
+            for nll in ("token_mean", "sequence_mean")
+        ),
+    ],
+    "LogicPreferenceLoss": [
+        Case("default", LogicPreferenceLoss, unlikely(), ABOVE_0),
+        *(
+            Case(name, lambda name=name: LogicPreferenceLoss(name), unlikely(), ABOVE_0)
+            for name in ("ce", "ce_unl", "cpo", "un_cpo", "c_cpo")
+        ),
+        Case(
+            "sums",
+            lambda: LogicPreferenceLoss(None, ("TT",), ("FF", "FT"), 0.7, False),
+            unlikely(lengths=2),
+            ABOVE_0,
+        ),
     ],
     "SRPOLoss": [
         Case("default", SRPOLoss, revised),

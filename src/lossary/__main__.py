@@ -365,7 +365,8 @@ def abscissa(loss: Loss) -> str | None:
     names = input_names(loss)
     others = [n for n in names if n not in ("target", "index") and not n.endswith("logits")]
     classes = {"logits", "target"} <= set(names) and not others
-    if not loss.separable or not (classes or tuple(names) in DIFFERENCES):
+    drawn = classes or tuple(names) in DIFFERENCES
+    if not loss.separable or not drawn or getattr(loss, "of_probabilities", False):
         together = "" if loss.separable else ", the samples of a batch together"
         raise CommandError(
             f"no curve for {type(loss).__name__}: it takes {', '.join(names)}{together}; "
