@@ -16,6 +16,7 @@ from lossary import (
     ALDRKLLoss,
     AOTLoss,
     APOLoss,
+    BCOLoss,
     BCOPairLoss,
     CauchyLoss,
     CompSumLoss,
@@ -32,6 +33,7 @@ from lossary import (
     HingePreferenceLoss,
     InfoNCELoss,
     IPOLoss,
+    KTOLoss,
     LDRKLLoss,
     LDRLoss,
     LinearLogits,
@@ -663,6 +665,7 @@ DRAFTS = tuple(
     for model in ("policy", "reference")
     for answer in answers
 )
+GOOD = torch.tensor([True, False, True, True])
 ANSWERS, WINS = torch.tensor([-3.0, -2.0, -4.0, -1.0]), torch.full((4,), 0.5)
 
 
@@ -1261,6 +1264,52 @@ FAMILIES = (
           numerator=("TT",), id="unknown"),
     hyper(LogicPreferenceLoss, "denominator", None, "'TT', 'TF'", "None", name=None,
           numerator=("TT",), id="missing"),
+    *(
+        row
+        for loss, kl in ((KTOLoss, (0.0,)), (BCOLoss, ()))
+        for row in (
+            *not_numbers(loss, "beta"),
+            hyper(loss, "beta", 0.0, "(0, inf)", "got 0.0"),
+            called(loss, "policy_logps", "int", ("floating", "int64"), TARGET, ANSWERS, GOOD, *kl,
+                   error=TypeError),
+            called(loss, "reference_logps", "none", ("a tensor", "NoneType"), ANSWERS, None, GOOD,
+                   *kl, error=TypeError),
+            called(loss, "reference_logps", "column", ("(4,)", "got (4, 1)"), ANSWERS,
+                   ANSWERS[:, None], GOOD, *kl),
+            called(loss, "desirable", "int", ("bool", "int64"), ANSWERS, ANSWERS, GOOD.long(), *kl,
+                   error=TypeError),
+            called(loss, "desirable", "none", ("a tensor", "NoneType"), ANSWERS, ANSWERS, None, *kl,
+                   error=TypeError),
+            called(loss, "desirable", "short", ("(4,)", "got (3,)"), ANSWERS, ANSWERS, GOOD[:3],
+                   *kl),
+            called(loss, "desirable", "meta", ("device cpu", "meta"), ANSWERS, ANSWERS,
+                   GOOD.to("meta"), *kl),
+            called(loss, "weight", "column", ("(4,)", "got (4, 1)"), ANSWERS, ANSWERS, GOOD, *kl,
+                   keywords={"weight": torch.ones(4, 1)}),
+        )
+    ),
+    *at_least_0(KTOLoss, "desirable_weight"),
+    *at_least_0(KTOLoss, "undesirable_weight"),
+    hyper(KTOLoss, "process_group", 3, "a torch.distributed group", "int", error=TypeError),
+    *(
+        called(KTOLoss, argument, id, says, ANSWERS, ANSWERS, GOOD, *further, error=error)
+        for argument, id, says, further, error in (
+            ("kl", "no_estimate", ("kl_policy_logps", "got neither"), (), ValueError),
+            ("kl", "two", ("not both", "got both"), (0.0, ANSWERS, ANSWERS), ValueError),
+            ("kl_reference_logps", "alone", ("a tensor", "got None"), (None, ANSWERS), ValueError),
+            ("kl_policy_logps", "alone", ("a tensor", "None"), (None, None, ANSWERS), ValueError),
+            ("kl_policy_logps", "short", ("(4,)", "(3,)"), (None, ANSWERS[:3], ANSWERS),
+             ValueError),
+            ("kl_policy_logps", "short_both", ("(4,)", "(3,)"), (None, ANSWERS[:3], ANSWERS[:3]),
+             ValueError),
+            ("kl", "vector", ("0-dim", "(4,)"), (ANSWERS,), ValueError),
+            ("kl", "nan_tensor", ("finite", "nan"), (torch.tensor(NAN),), ValueError),
+            ("kl", "nan", ("(-inf, inf)", "nan"), (NAN,), ValueError),
+            ("kl", "str", ("a number", "str"), ("auto",), TypeError),
+            ("kl", "int_tensor", ("floating", "int64"), (torch.tensor(1),), TypeError),
+        )
+    ),
+    called(BCOLoss, "update", "none", ("True, False", "None"), ANSWERS, ANSWERS, GOOD, None),
     *not_numbers(SRPOLoss, "alpha"),
     hyper(SRPOLoss, "alpha", 1.5, "[0, 1]", "1.5"),
     hyper(SRPOLoss, "alpha", -0.5, "[0, 1]", "-0.5"),

@@ -15,6 +15,7 @@ from lossary import (
     ALDRKLLoss,
     AOTLoss,
     APOLoss,
+    BCOLoss,
     BCOPairLoss,
     CauchyLoss,
     CompSumLoss,
@@ -31,6 +32,7 @@ from lossary import (
     HingePreferenceLoss,
     InfoNCELoss,
     IPOLoss,
+    KTOLoss,
     LDRKLLoss,
     LDRLoss,
     LogicPreferenceLoss,
@@ -161,6 +163,17 @@ def unlikely(*lengths, **options):
     def draw(n, dtype, generator):
         out = answers(*lengths, **options)(n, dtype, generator)
         return tuple(-x.abs() - 0.125 if x.dtype.is_floating_point else x for x in out)
+
+    return draw
+
+
+def thumbs(kl=()):
+    """Draw log-probabilities of single answers, and which are good."""
+
+    def draw(n, dtype, generator):
+        logps = torch.randn(2, n, dtype=dtype, generator=generator)
+        good = torch.rand(n, generator=generator) < 0.5
+        return *logps, good, *(torch.tensor(x, dtype=dtype) for x in kl)
 
     return draw
 
@@ -814,6 +827,15 @@ CASES: dict[str, list[Case]] = {
             unlikely(lengths=2),
             ABOVE_0,
         ),
+    ],
+    "KTOLoss": [
+        Case("default", KTOLoss, thumbs([0.25])),
+        Case("weights", lambda: KTOLoss(0.7, 2.0, 0.5), thumbs([0.0])),
+        Case("of bad ones", lambda: KTOLoss(0.7, 0.0, 1.5), thumbs([-1.0])),
+    ],
+    "BCOLoss": [
+        Case("default", BCOLoss, thumbs()),
+        Case("beta=1", lambda: BCOLoss(1.0, reduction="batchmean"), thumbs()),
     ],
     "SRPOLoss": [
         Case("default", SRPOLoss, revised),

@@ -552,9 +552,11 @@ def lines(figure):
 #: More than one number goes in, or the samples of a batch together.
 NO_CURVE = (
     "AOTLoss",
+    "BCOLoss",
     "EarlyTimestepDiffusionLoss",
     "GlobalContrastiveLoss",
     "InfoNCELoss",
+    "KTOLoss",
     "LogicPreferenceLoss",
     "NTXentLoss",
     "ORPOLoss",

@@ -176,6 +176,7 @@ def test_cpo_is_the_others_without_a_reference_plus_a_likelihood():
     assert CPOLoss(nll="sequence_mean").separable
     lost = torch.full_like(pc, -INF)
     assert CPOLoss(bc_coef=0.0)(pc, lost) == 0
+    assert CPOLoss(bc_coef=0.0)(lost, pc) == INF
     assert CPOLoss(bc_coef=1.0)(pc * 0 + 1e3, pr) < -900
 
 

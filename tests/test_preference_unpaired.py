@@ -1,0 +1,203 @@
+"""Losses of single answers that are good or bad: KTO, its estimate, and BCO, its running mean."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lossary import APOLoss, BCOLoss, BCOPairLoss, KTOLoss
+from processes import run_processes
+from test_preference import F32, F64, INF, NAN, N, answers, close, each, gradients
+
+sigmoid = torch.sigmoid
+numbers = st.floats(-30, 30)
+GOOD = torch.tensor([True, False, False, True, True, False])
+
+
+def single(seed=0):
+    """Log-probabilities of a policy and a reference, and of mismatched answers."""
+    policy, other, reference, mismatched, *_ = answers(3.0, seed)
+    return policy, reference, other + 2.0, mismatched
+
+
+def kto(rho, good, z0, beta, desirable=1.0, undesirable=1.0):
+    """The formula of the authors' code, TRL and Liger."""
+    chosen = desirable * (1 - sigmoid(beta * (rho - z0)))
+    rejected = undesirable * (1 - sigmoid(beta * (z0 - rho)))
+    return torch.where(good, chosen, rejected)
+
+
+@pytest.mark.parametrize(
+    "kl", [0.0, 1.5, torch.tensor(1.5, dtype=F64)], ids=["0", "float", "tensor"]
+)
+def test_kto(kl):
+    policy, reference, *_ = single()
+    rho = policy - reference
+    options = {"beta": 0.7, "desirable_weight": 2.0, "undesirable_weight": 0.5}
+    found = each(KTOLoss, policy, reference, GOOD, kl, **options)
+    close(found, kto(rho, GOOD, float(kl), 0.7, 2.0, 0.5))
+    close(KTOLoss()(policy, reference, GOOD, kl), kto(rho, GOOD, float(kl), 0.1).mean())
+    loss = KTOLoss(reduction="sum", **options)
+    found = gradients(lambda x, y: loss(x, y, GOOD, kl), policy, reference)
+    u = 0.7 * (rho - float(kl))
+    slope = torch.where(GOOD, -2.0, 0.5).double() * 0.7 * sigmoid(u) * sigmoid(-u)
+    close(found, (slope, -slope))
+
+
+def test_kto_estimates_the_divergence_from_mismatched_answers():
+    policy, reference, kp, kr = single()
+    z0 = (kp - kr).mean()
+    assert z0 > 0.1
+    loss = KTOLoss(0.7)
+    expected = kto(policy - reference, GOOD, z0, 0.7).mean()
+    close(loss(policy, reference, GOOD, kl_policy_logps=kp, kl_reference_logps=kr), expected)
+    close(loss(policy, reference, GOOD, z0), expected)
+    close(loss.per_sample(policy, reference, GOOD, None, kp, kr).mean(), expected)
+    # At least 0: of the mean, not of every answer.
+    expected = kto(policy - reference, GOOD, 0.0, 0.7).mean()
+    close(loss(policy, reference, GOOD, None, kr, kp), expected)
+    close(loss(policy, reference, GOOD, -z0), expected)
+    close(loss(policy, reference, GOOD, -float(z0)), expected)
+
+
+def test_no_gradient_flows_through_the_estimate():
+    policy, reference, kp, kr = single()
+    leaf = kp.clone().requires_grad_()
+    assert not KTOLoss()(policy, reference, GOOD, None, leaf, kr).requires_grad
+    kl = torch.tensor(0.5, requires_grad=True)
+    assert not KTOLoss()(policy, reference, GOOD, kl).requires_grad
+
+
+def test_answers_that_are_not_there_are_not_in_the_estimate():
+    policy, reference, kp, kr = single()
+    kept = torch.arange(N) % 3 != 1
+    clean = [x[kept] for x in (policy, reference, GOOD)]
+    loss = KTOLoss(0.7)
+    expected = loss(*clean, None, kp[kept], kr[kept])
+    lost = [x.masked_fill(~kept, NAN) for x in (policy, reference, kp, kr)]
+    leaf = lost[0].requires_grad_()
+    found = loss(leaf, lost[1], GOOD, None, *lost[2:], weight=kept)
+    close(found, expected)
+    (g,) = torch.autograd.grad(found, leaf)
+    assert g.isfinite().all()
+    # Nor are mismatched answers that are impossible.
+    impossible = kp.masked_fill(~kept, -INF)
+    found = loss(policy, reference, GOOD, None, impossible, kr)
+    close(found, loss(policy, reference, GOOD, (kp - kr)[kept].mean()))
+    assert loss(*(x[:0] for x in (policy, reference, GOOD)), None, kp[:0], kr[:0]) == 0
+
+
+@given(numbers, numbers)
+def test_kto_lies_between_0_and_its_weight_and_is_half_of_it_at_the_reference_point(rho, z0):
+    rho, zero = torch.tensor([rho], dtype=F64), torch.zeros(1, dtype=F64)
+    for good in (True, False):
+        loss = KTOLoss(1.0, 3.0, 3.0)
+        assert 0 < loss(rho, zero, torch.tensor([good]), z0) <= 3
+        assert loss(zero + max(z0, 0.0), zero, torch.tensor([good]), z0) == 1.5
+
+
+def test_kto_of_pairs_without_divergence_is_apo():
+    pc, pr, rc, rr, *_ = answers()
+    good = torch.ones(N, dtype=torch.bool)
+    terms = each(KTOLoss, pc, rc, good, 0.0) + each(KTOLoss, pr, rr, ~good, 0.0)
+    close(terms, each(APOLoss, pc, pr, rc, rr))
+
+
+def test_half_precision_is_cast_before_the_difference():
+    low = [x.bfloat16() for x in single()]
+    wide = [x.double() for x in low]
+    found = KTOLoss(0.7)(low[0], low[1], GOOD, None, *low[2:])
+    assert found.dtype == F32
+    close(found.double(), KTOLoss(0.7)(wide[0], wide[1], GOOD, None, *wide[2:]), 1e-5, 1e-6)
+    found = BCOLoss(0.7)(low[0], low[1], GOOD)
+    assert found.dtype == F32
+    close(found.double(), BCOLoss(0.7)(wide[0], wide[1], GOOD), 1e-5, 1e-6)
+
+
+# BCO.
+
+
+def bco(rewards, good, delta):
+    return torch.where(good, -F.logsigmoid(rewards - delta), -F.logsigmoid(-(rewards - delta)))
+
+
+def test_bco_and_its_running_mean():
+    loss, seen = BCOLoss(0.7), []
+    for seed in range(3):
+        policy, reference, *_ = single(seed)
+        seen.append(0.7 * (policy - reference))
+        delta = torch.cat(seen).mean()
+        close(loss(policy, reference, GOOD), bco(seen[-1], GOOD, delta).mean(), rtol=1e-6)
+        close(loss.delta_mean.double(), delta, rtol=1e-6)
+    assert loss.delta_count == 3 * N
+    mean = float(loss.delta_mean)
+    loss.eval()
+    close(loss(policy, reference, GOOD), bco(seen[-1], GOOD, mean).mean())
+    assert loss.delta_count == 3 * N
+    close(loss.implicit_rewards(policy, reference), seen[-1])
+    loss.reset()
+    assert (loss.delta_mean, loss.delta_count) == (0, 0)
+    assert BCOLoss().beta == 0.1
+
+
+def test_what_does_not_count_in_the_running_mean():
+    policy, reference, *_ = single()
+    kept = torch.arange(N) % 3 != 1
+    loss, other = BCOLoss(0.7), BCOLoss(0.7)
+    expected = loss(*(x[kept] for x in (policy, reference, GOOD)))
+    close(other(policy.masked_fill(~kept, NAN), reference, GOOD, weight=kept), expected)
+    assert other.delta_count == kept.sum()
+    other(policy, reference, GOOD, update=False)
+    assert other.delta_count == kept.sum()
+    other.reset()
+    other(policy.masked_fill(~kept, -INF), reference, GOOD)
+    close(other.delta_mean, loss.delta_mean, rtol=1e-6)
+    with pytest.raises(ValueError, match="reference_logps"):
+        other(policy, reference[:1], GOOD)
+    assert other.delta_count == kept.sum()
+
+
+def test_bco_of_pairs_is_the_sum_of_both():
+    pc, pr, rc, rr, *_ = answers()
+    good = torch.ones(N, dtype=torch.bool)
+    loss, pairs = BCOLoss(0.5, reduction="none"), BCOPairLoss(0.5, "running", reduction="none")
+    both = torch.stack((pc, pr)), torch.stack((rc, rr)), torch.stack((good, ~good))
+    close(loss(*both).sum(0), pairs(pc, pr, rc, rr))
+    close(loss.delta_mean, pairs.delta_mean)
+    slope, _ = gradients(lambda x, y: loss.eval()(x, y, both[2]), *both[:2])
+    above = 0.5 * (both[0] - both[1]) - float(loss.delta_mean)
+    close(slope, 0.5 * torch.where(both[2], -sigmoid(-above), sigmoid(above)))
+
+
+def _two_processes(rank, world_size):
+    policy, reference, kp, kr = single()
+    own = slice(0, 2) if rank == 0 else slice(2, N)
+    found = KTOLoss(0.7)(*(x[own] for x in (policy, reference, GOOD)), None, kp[own], kr[own])
+    z0 = (kp - kr).mean()
+    close(found, kto(policy - reference, GOOD, z0, 0.7)[own].mean())
+    groups = [torch.distributed.new_group([i]) for i in range(2)]
+    alone = KTOLoss(0.7, process_group=groups[rank])
+    found = alone(*(x[own] for x in (policy, reference, GOOD)), None, kp[own], kr[own])
+    z0 = max(0.0, float((kp - kr)[own].mean()))
+    close(found, kto(policy - reference, GOOD, z0, 0.7)[own].mean())
+    bco = BCOLoss(0.7)
+    bco(*(x[own] for x in (policy, reference, GOOD)))
+    close(bco.delta_mean.double(), 0.7 * (policy - reference).mean(), rtol=1e-6)
+    assert bco.delta_count == N
+
+
+def test_estimates_are_those_of_all_processes(tmp_path):
+    run_processes(_two_processes, 2, tmp_path)
+
+
+@pytest.mark.parametrize(("loss", "kl"), [(KTOLoss(0.7, 2.0, 0.5), (0.3,)), (BCOLoss(0.7), ())])
+def test_far_out(loss, kl):
+    x = torch.tensor([-1e4, -INF, 1e4, -1e4, 1e4, -3.0])
+    values = loss(x, torch.zeros(N), GOOD, *kl)
+    assert not values.isnan()
+    if kl:
+        assert values < 2.0
+    assert math.isclose(loss.properties().lipschitz, 0.35 if kl else 0.7)
