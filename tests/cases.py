@@ -20,6 +20,7 @@ from lossary import (
     CauchyLoss,
     CompSumLoss,
     ConsistencyLoss,
+    CPLLoss,
     CPOLoss,
     CrammerSingerLoss,
     DiscoPOPLoss,
@@ -174,6 +175,17 @@ def thumbs(kl=()):
         logps = torch.randn(2, n, dtype=dtype, generator=generator)
         good = torch.rand(n, generator=generator) < 0.5
         return *logps, good, *(torch.tensor(x, dtype=dtype) for x in kl)
+
+    return draw
+
+
+def segments(references=0):
+    """Draw log-probabilities of two segments, which is preferred, and references."""
+
+    def draw(n, dtype, generator):
+        logps = torch.randn(2 + references, n, 3, dtype=dtype, generator=generator)
+        label = torch.rand(n, dtype=dtype, generator=generator)
+        return *logps[:2], label, *logps[2:]
 
     return draw
 
@@ -836,6 +848,10 @@ CASES: dict[str, list[Case]] = {
     "BCOLoss": [
         Case("default", BCOLoss, thumbs()),
         Case("beta=1", lambda: BCOLoss(1.0, reduction="batchmean"), thumbs()),
+    ],
+    "CPLLoss": [
+        Case("default", CPLLoss, segments()),
+        Case("KL", lambda: CPLLoss(0.2, 0.75, 0.9, 0.3), segments(2)),
     ],
     "SRPOLoss": [
         Case("default", SRPOLoss, revised),

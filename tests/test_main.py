@@ -553,6 +553,7 @@ def lines(figure):
 NO_CURVE = (
     "AOTLoss",
     "BCOLoss",
+    "CPLLoss",
     "EarlyTimestepDiffusionLoss",
     "GlobalContrastiveLoss",
     "InfoNCELoss",

@@ -1,4 +1,4 @@
-"""Losses of single answers that are good or bad: KTO, its estimate, and BCO, its running mean."""
+"""KTO, its estimate, BCO, its running mean: single answers. CPL: segments of trajectories."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lossary import APOLoss, BCOLoss, BCOPairLoss, KTOLoss
+from lossary import APOLoss, BCOLoss, BCOPairLoss, CPLLoss, DPOLoss, KTOLoss
 from processes import run_processes
 from test_preference import F32, F64, INF, NAN, N, answers, close, each, gradients
 
@@ -201,3 +201,70 @@ def test_far_out(loss, kl):
     if kl:
         assert values < 2.0
     assert math.isclose(loss.properties().lipschitz, 0.35 if kl else 0.7)
+
+
+# CPL.
+
+
+def steps(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.randn(4, N, 5, dtype=F64, generator=generator)
+    return *draw[:2], torch.rand(N, dtype=F64, generator=generator), *draw[2:]
+
+
+def cpl(one, two, label, alpha, bias, gamma=1.0):
+    """The authors' biased binary cross-entropy with logits, of sums over steps."""
+    discounts = torch.tensor([gamma**t for t in range(5)], dtype=F64)
+    a, b = (alpha * (x * discounts).sum(1) for x in (one, two))
+    return label * -F.logsigmoid(b - bias * a) + (1 - label) * -F.logsigmoid(a - bias * b)
+
+
+def test_cpl():
+    one, two, label, ref_1, ref_2 = steps()
+    close(CPLLoss()(one, two, label), cpl(one, two, label, 0.1, 0.5).mean())
+    found = each(CPLLoss, one, two, label, alpha=0.7, bias=0.75, gamma=0.9)
+    close(found, cpl(one, two, label, 0.7, 0.75, 0.9))
+    found = each(CPLLoss, one, two, label, ref_1, ref_2, alpha=0.7, bias=0.75)
+    close(found, cpl(one - ref_1, two - ref_2, label, 0.7, 0.75))
+    extra = -0.3 * torch.stack((one, two)).mean((0, 2))
+    found = each(CPLLoss, one, two, label, ref_1, ref_2, alpha=0.7, bias=0.75, bc_coef=0.3)
+    close(found, cpl(one - ref_1, two - ref_2, label, 0.7, 0.75) + extra)
+    loss = CPLLoss(0.7, 0.75, 0.9, reduction="sum")
+    found = gradients(lambda x, y: loss(x, y, label), one, two)
+    close(found, gradients(lambda x, y: cpl(x, y, label, 0.7, 0.75, 0.9), one, two))
+
+
+def test_cpl_without_bias_is_cross_entropy_and_with_it_keeps_segments_likely():
+    one, two, label, *_ = steps()
+    found = each(CPLLoss, one, two, label, alpha=0.7, bias=1.0)
+    logits = 0.7 * (two.sum(1) - one.sum(1))
+    expected = F.binary_cross_entropy_with_logits(logits, label, reduction="none")
+    close(found, expected)
+    close(each(CPLLoss, one + 1, two + 1, label, alpha=0.7, bias=1.0), expected)
+    biased = [each(CPLLoss, one + c, two + c, label, alpha=0.7, bias=0.5) for c in (0.0, 0.5, 1.0)]
+    assert (biased[0] > biased[1]).all()
+    assert (biased[1] > biased[2]).all()
+
+
+def test_cpl_of_one_step_is_dpo():
+    pc, pr, rc, rr, *_ = (x[:, None] for x in answers())
+    zero = torch.zeros(N, dtype=F64)
+    found = each(CPLLoss, pc, pr, zero, rc, rr, alpha=0.7, bias=1.0)
+    close(found, each(DPOLoss, pc, pr, rc, rr, beta=0.7).squeeze(1))
+
+
+def test_cpl_takes_the_mean_over_all_pairs_and_its_labels_as_constants():
+    one = torch.tensor([[-1e4], [1.0]])
+    two, label = torch.tensor([[1e4], [2.0]]), torch.ones(2)
+    values = each(CPLLoss, one, two, label)
+    assert values[0] == 0
+    close(CPLLoss()(one, two, label), values[1] / 2)
+    assert not CPLLoss()(one, two, label.requires_grad_()).requires_grad
+    weight = torch.tensor([0.0, 1.0])
+    spoiled = torch.tensor([NAN, 1.0])
+    close(CPLLoss()(one, two, spoiled, weight=weight), values[1])
+    low = [x.bfloat16() for x in (*steps()[:2],)]
+    found = CPLLoss()(*low, torch.ones(N).bfloat16())
+    assert found.dtype == F32
+    close(found.double(), cpl(low[0].double(), low[1].double(), torch.ones(N), 0.1, 0.5).mean(),
+          1e-5, 1e-6)  # fmt: skip
