@@ -1,4 +1,4 @@
-"""KTO, its estimate, BCO, its running mean: single answers. CPL: segments of trajectories."""
+"""Single answers: KTO and its estimate, BCO and its running mean. Segments: CPL. Weights: WPO."""
 
 import math
 
@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lossary import APOLoss, BCOLoss, BCOPairLoss, CPLLoss, DPOLoss, KTOLoss
+from lossary import (
+    APOLoss,
+    BCOLoss,
+    BCOPairLoss,
+    CPLLoss,
+    DPOLoss,
+    KTOLoss,
+    WPOWeighting,
+    token_logps,
+)
 from processes import run_processes
 from test_preference import F32, F64, INF, NAN, N, answers, close, each, gradients
 
@@ -268,3 +277,100 @@ def test_cpl_takes_the_mean_over_all_pairs_and_its_labels_as_constants():
     assert found.dtype == F32
     close(found.double(), cpl(low[0].double(), low[1].double(), torch.ones(N), 0.1, 0.5).mean(),
           1e-5, 1e-6)  # fmt: skip
+
+
+# WPO.
+
+
+def written(seed, length):
+    """Token log-probabilities of an answer each, masks, logits."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(4, length, 7, dtype=F64, generator=generator)
+    labels = torch.randint(7, (4, length), generator=generator)
+    mask = torch.rand(4, length, generator=generator) < 0.7
+    mask[:, 1] = True
+    logps = token_logps(logits, labels, shift=False)
+    return logps, mask, WPOWeighting.log_squares(logits), logits
+
+
+def trl_weight(logps, mask, logits):
+    """One answer's weight, as TRL writes it."""
+    expected = torch.log((logits.softmax(-1) ** 2).sum(-1))
+    return (((logps - expected) * mask).sum(1) / mask.sum(1)).exp()
+
+
+def test_wpo():
+    (*chosen, f), (*rejected, g) = written(0, 5), written(1, 8)
+    pair = trl_weight(*chosen[:2], f) * trl_weight(*rejected[:2], g)
+    close(WPOWeighting(None)(*chosen, *rejected), pair)
+    close(WPOWeighting()(*chosen, *rejected), pair.clamp(max=1.0))
+    middle = float(pair.median())
+    found = WPOWeighting(middle)(*chosen, *rejected)
+    close(found, pair.clamp(max=middle))
+    assert (found < pair).any()
+    assert (found == pair).any()
+    numbers = [chosen[0], chosen[1].double(), chosen[2]]
+    close(WPOWeighting(None)(*numbers, *rejected), pair)
+    half = [x.bfloat16() if x.dtype == F64 else x for x in (*chosen, *rejected)]
+    assert WPOWeighting()(*half).dtype == F32
+
+
+def test_wpo_of_uniform_and_of_masked_tokens():
+    (logps, mask, squares, _), (*rejected, _) = written(0, 5), written(1, 8)
+    uniform = torch.full_like(logps, -math.log(7))
+    one = WPOWeighting(None)(uniform, mask, uniform, uniform, mask, uniform)
+    close(one, torch.ones(4, dtype=F64))
+    close(WPOWeighting.log_squares(torch.zeros(2, 7)), torch.full((2,), -math.log(7)), 1e-6)
+    expected = WPOWeighting()(logps, mask, squares, *rejected)
+    for lost in (NAN, -INF):
+        spoiled = logps.masked_fill(~mask, lost), mask, squares.masked_fill(~mask, lost)
+        close(WPOWeighting()(*spoiled, *rejected), expected)
+    empty = logps, torch.zeros_like(mask), squares
+    close(WPOWeighting()(*empty, *empty), torch.ones(4, dtype=F64))
+    # The mode is likelier than the average token.
+    sure = torch.tensor([[[2.0, 0.0]]], dtype=F64)
+    top, squares = sure.log_softmax(-1)[..., 0], WPOWeighting.log_squares(sure)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    assert WPOWeighting(None)(top, mask, squares, top, mask, squares) > 1.2
+    shifted = WPOWeighting.log_squares(sure + 1e4)
+    close(shifted, squares, 1e-9)
+
+
+def test_wpo_is_detached():
+    logps, mask, squares, logits = written(0, 5)
+    leaf = logps.clone().requires_grad_()
+    assert not WPOWeighting()(leaf, mask, squares, leaf, mask, squares).requires_grad
+    assert not WPOWeighting.log_squares(logits.requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "error", "message"),
+    [
+        (0, [1.0], TypeError, "chosen_token_logps: expected a tensor, got list"),
+        (0, torch.zeros(4), ValueError, r"chosen_token_logps: expected shape \(N, T\), got \(4,\)"),
+        (1, torch.ones(4, 1), ValueError, r"chosen_mask: expected shape \(4, 5\), got \(4, 1\)"),
+        (1, torch.full((4, 5), 0.5), ValueError, "chosen_mask: .* got 0.5"),
+        (2, torch.zeros(4, 1), ValueError, r"chosen_log_squares: .* got \(4, 1\)"),
+        (2, torch.zeros(4, 5).long(), TypeError, "chosen_log_squares: .* got torch.int64"),
+        (4, torch.ones(4, 5), ValueError, r"rejected_mask: expected shape \(4, 8\)"),
+    ],
+)
+def test_what_wpo_refuses(at, value, error, message):
+    (*chosen, _), (*rejected, _) = written(0, 5), written(1, 8)
+    inputs = [*chosen, *rejected]
+    inputs[at] = value
+    with pytest.raises(error, match=message):
+        WPOWeighting()(*inputs)
+
+
+def test_what_else_wpo_refuses():
+    (*chosen, logits), (*rejected, _) = written(0, 5), written(1, 8)
+    with pytest.raises(ValueError, match=r"rejected_token_logps: expected 4 rows, .* got 3"):
+        WPOWeighting()(*chosen, *(x[:3] for x in rejected))
+    with pytest.raises(TypeError, match=r"logits: expected floating point, got torch\.int64"):
+        WPOWeighting.log_squares(logits.long())
+    for clamp in (0.0, -1.0, INF, NAN):
+        with pytest.raises(ValueError, match="clamp: expected a number in"):
+            WPOWeighting(clamp)
+    with pytest.raises(TypeError, match="clamp: expected a number, got str"):
+        WPOWeighting("1")

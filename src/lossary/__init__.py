@@ -52,6 +52,7 @@ from lossary.preference import (
     SimPOLoss,
     SPPOLoss,
     SRPOLoss,
+    WPOWeighting,
 )
 from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
 from lossary.sequences import (
@@ -121,6 +122,7 @@ __all__ = [
     "TCMLoss",
     "TruncatedGCELoss",
     "TwoWayGlobalContrastiveLoss",
+    "WPOWeighting",
     "WestonWatkinsLoss",
     "adaptive_cauchy_scale",
     "comp_sum_conditional_minimum",

@@ -7,6 +7,43 @@ Every loss is a function of the two log-ratios of a pair, that of the chosen ans
 the rejected answer l. What goes in are log-probabilities of whole sequences, as
 :func:`lossary.sequence_logps` returns them, in this order: policy chosen, policy rejected,
 reference chosen, reference rejected.
+
+Codes call different losses by one name. In all of them the inputs are sums of token
+log-probabilities, but for those marked "averages"; what reproduces which:
+
+==============================================  ================================================
+published code                                  here
+==============================================  ================================================
+DPO, authors; TRL "sigmoid"                     DPOLoss()
+cDPO, authors; TRL "sigmoid", up to 0.24        DPOLoss(label_smoothing=eps)
+TRL "sigmoid_norm"; open-instruct dpo_norm      DPOLoss(5.0, length_normalize=True)
+TRL "robust"                                    RobustDPOLoss(flip_rate=label_smoothing)
+RPO, authors, chat                              RPOLoss(beta, eta)
+RPO, authors, reasoning                         RPOLoss(0.5, 0.2, nll="sequence_mean")
+TRL rpo_alpha; ["sigmoid", "sft"]               RPOLoss(beta, rpo_alpha, nll="token_mean")
+IPO, the paper; the authors of DPO              IPOLoss(beta)
+TRL "ipo"; HALOs                                IPOLoss(beta, length_normalize=True)
+RSO; TRL "hinge"                                HingePreferenceLoss(beta)
+SLiC-HF                                         HingePreferenceLoss(1, delta, c, True)
+RRHF, CycleAlign                                HingePreferenceLoss(1, 0, 0, True), averages
+TRL "exo_pair", "nca_pair", "discopop"          EXOLoss, NCALoss, DiscoPOPLoss
+TRL "bco_pair", 1.x                             BCOPairLoss(beta)
+TRL "bco_pair", up to 0.24                      BCOPairLoss(beta, "running")
+SPPO, authors                                   SPPOLoss(1/eta, halve=True), win_prob
+TRL "sppo_hard"                                 SPPOLoss(beta)
+TRL "apo_zero", "apo_down"                      APOLoss(beta, "zero"), APOLoss(beta, "down")
+TRL "apo_zero_unpaired"                         KTOLoss(beta), kl=0.0
+TRL "aot"                                       AOTLoss(beta)
+TRL "aot_unpaired"; "aot_pair" up to 0.27       AOTLoss(beta, paired=False)
+SimPO, authors                                  SimPOLoss(beta, beta * gamma_beta_ratio), averages
+TRL simpo_gamma                                 SimPOLoss(beta, simpo_gamma), averages
+ORPO, authors; TRL; Liger                       ORPOLoss(beta, "token_mean", average=False)
+CPO, the paper                                  CPOLoss(beta)
+TRL CPO                                         CPOLoss(beta, cpo_alpha, nll="token_mean")
+KTO, authors; TRL                               KTOLoss(beta), kl_policy_logps, ...
+TRL "bco"                                       BCOLoss(beta)
+WPO in TRL 1.x; 0.19                            WPOWeighting(None); WPOWeighting(1.0)
+==============================================  ================================================
 """
 
 import math
@@ -14,7 +51,7 @@ from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lossary._base import Loss, LossOptions, _check_weight, _check_weight_type, _upcast
 from lossary._checks import (
@@ -2819,6 +2856,112 @@ class CPLLoss(Loss):
             unknown=unknown,
             source="Hejna et al. 2023",
         )
+
+
+class WPOWeighting(nn.Module):
+    r"""Weights of pairs by how likely the policy would have written them (WPO).
+
+    .. math:: v = \exp\Bigl(\frac{1}{L} \sum_t \bigl(\log p_t - \log \sum_k p_{t,k}^2\bigr)\Bigr),
+              \qquad w = \min(c, v_w \, v_l)
+
+    with p_t the policy's probability of the token at position t and p_(t,k) that of token k there.
+    Preferences collected from other models are off-policy; weighing each pair by the likelihood of
+    both its answers makes them resemble those of the policy's own. Divided by the expected
+    probability of a sampled token, an answer sampled from the policy weighs about 1, whatever the
+    entropy.
+
+    Args:
+        clamp: the c above, > 0, finite, or ``None`` for no bound. Default 1.
+
+    Shape:
+        chosen_token_logps (N, T), chosen_mask (N, T), bool or numbers 0 and 1, chosen_log_squares
+        (N, T): log sum p^2 of every position; the same of the rejected answers, whose T may differ.
+        Returns the weights (N,), detached, in float32 for half precision: the ``weight`` of a
+        preference loss with ``reduction="batchmean"``; with ``"mean"`` they would be divided by
+        their sum. ``log_squares(logits)`` makes (..., T) of logits (..., T, K), which are those of
+        :func:`lossary.token_logps`, shifted as its result is.
+
+    Properties:
+        Positive, at most c, without a gradient. Without bound, v exceeds 1 where the tokens written
+        are likelier than the average one, up to 1/p of the mode per token. An answer without tokens
+        has v = 1. What the mask leaves out may be infinite or nan.
+
+    Limits:
+        A uniform distribution over K tokens: v = 1 for every answer. log_squares of 0: v is the
+        geometric mean of the tokens' probabilities, as in open-instruct.
+
+    Note:
+        Which code is which: ``clamp=None`` is TRL 1.x, ``clamp=1.0`` TRL 0.19, which bounds the
+        pair's weight as here. open-instruct leaves out the sum of squares and clamps.
+
+    Raises:
+        ValueError: ``clamp`` not positive and finite; shapes that do not fit; a mask other than 0
+            and 1 (on CPU tensors, where looking costs nothing).
+        TypeError: ``clamp`` not a number; log-probabilities not floating point; a complex mask.
+
+    Reference:
+        Zhou et al., "WPO: Enhancing RLHF with Weighted Preference Optimization", 2024. Verified
+        against TRL.
+
+    Example:
+        >>> import torch
+        >>> from lossary import WPOWeighting
+        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]])
+        >>> squares = WPOWeighting.log_squares(logits)
+        >>> logps = torch.log_softmax(logits, -1)
+        >>> mask = torch.ones(1, 2, dtype=torch.bool)
+        >>> chosen, rejected = (logps[..., 0], mask, squares), (logps[..., 1], mask, squares)
+        >>> WPOWeighting()(*chosen, *rejected)
+        tensor([0.2997])
+    """
+
+    def __init__(self, clamp: float | None = 1.0) -> None:
+        super().__init__()
+        self.clamp = None if clamp is None else check_positive("clamp", clamp)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        chosen_token_logps: Tensor,
+        chosen_mask: Tensor,
+        chosen_log_squares: Tensor,
+        rejected_token_logps: Tensor,
+        rejected_mask: Tensor,
+        rejected_log_squares: Tensor,
+    ) -> Tensor:
+        """Return the weight of every pair."""
+        chosen = self._log_weight("chosen", chosen_token_logps, chosen_mask, chosen_log_squares)
+        rejected = self._log_weight(
+            "rejected", rejected_token_logps, rejected_mask, rejected_log_squares
+        )
+        if chosen.shape != rejected.shape:
+            raise ValueError(
+                f"rejected_token_logps: expected {len(chosen)} rows, as chosen_token_logps has, "
+                f"got {len(rejected)}"
+            )
+        weight = torch.exp(chosen + rejected)
+        return weight if self.clamp is None else weight.clamp(max=self.clamp)
+
+    @staticmethod
+    def log_squares(logits: Tensor) -> Tensor:
+        """Return log sum_k p_k^2 of every row of logits, without a gradient."""
+        check_floating("logits", logits)
+        f = _upcast(logits.detach())
+        return torch.logsumexp(2.0 * f, -1) - 2.0 * torch.logsumexp(f, -1)
+
+    @staticmethod
+    def _log_weight(which: str, logps: Tensor, mask: Tensor, squares: Tensor) -> Tensor:
+        """Return the mean excess of the log-probabilities of an answer's tokens."""
+        name = f"{which}_token_logps"
+        check_floating(name, logps)
+        if logps.dim() != 2:
+            raise ValueError(f"{name}: expected shape (N, T), got {tuple(logps.shape)}")
+        check_floating(f"{which}_log_squares", squares)
+        check_like(f"{which}_log_squares", squares, name, logps)
+        present = _SequenceLoss._present(mask, logps, f"{which}_mask")
+        excess = torch.where(present, _upcast(logps) - _upcast(squares), 0.0)
+        lengths = present.sum(1).clamp(min=1).to(excess.dtype)
+        return excess.sum(1) / lengths
 
 
 def _logistic(z: Tensor, smoothing: float) -> Tensor:
