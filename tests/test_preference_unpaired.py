@@ -147,6 +147,9 @@ def test_bco_and_its_running_mean():
     close(loss(policy, reference, GOOD), bco(seen[-1], GOOD, mean).mean())
     assert loss.delta_count == 3 * N
     close(loss.implicit_rewards(policy, reference), seen[-1])
+    assert not loss.implicit_rewards(policy.requires_grad_(), reference).requires_grad
+    with pytest.raises(ValueError, match=r"reference_logps: .*\(6,\), got \(5,\)"):
+        loss.implicit_rewards(policy, reference[1:])
     loss.reset()
     assert (loss.delta_mean, loss.delta_count) == (0, 0)
     assert BCOLoss().beta == 0.1

@@ -37,7 +37,7 @@ TRL "aot"                                       AOTLoss(beta)
 TRL "aot_unpaired"; "aot_pair" up to 0.27       AOTLoss(beta, paired=False)
 SimPO, authors                                  SimPOLoss(beta, beta * gamma_beta_ratio), averages
 TRL simpo_gamma                                 SimPOLoss(beta, simpo_gamma), averages
-ORPO, authors; TRL; Liger                       ORPOLoss(beta, "token_mean", average=False)
+ORPO in TRL and Liger                           ORPOLoss(beta, "token_mean", average=False)
 CPO, the paper                                  CPOLoss(beta)
 TRL CPO                                         CPOLoss(beta, cpo_alpha, nll="token_mean")
 KTO, authors; TRL                               KTOLoss(beta), kl_policy_logps, ...
@@ -2060,10 +2060,9 @@ class ORPOLoss(_ProbabilityLoss):
         with beta 1. That is what sums given in the place of averages come to.
 
     Note:
-        Which code is which: the authors' code, TRL and Liger take averages for the odds and
-        ``nll="token_mean"``. The logarithm of 1 - p is exact for p near 0 and near 1; the average
-        stops at -1e-6, or -1e-12 in float64, where odds would be infinite, and has no gradient
-        beyond.
+        Which code is which: TRL and Liger take averages for the odds, and ``nll="token_mean"``. The
+        logarithm of 1 - p is exact for p near 0 and near 1; the average stops at -1e-6, or -1e-12
+        in float64, where odds would be infinite, and has no gradient beyond.
 
     Raises:
         ValueError: ``lam`` not positive and finite, unknown ``nll``, ``"token_mean"`` with
