@@ -335,6 +335,7 @@ def test_wpo_of_uniform_and_of_masked_tokens():
     top, squares = sure.log_softmax(-1)[..., 0], WPOWeighting.log_squares(sure)
     mask = torch.ones(1, 1, dtype=torch.bool)
     assert WPOWeighting(None)(top, mask, squares, top, mask, squares) > 1.2
+    assert WPOWeighting()(top, mask, squares, top, mask, squares) == 1
     shifted = WPOWeighting.log_squares(sure + 1e4)
     close(shifted, squares, 1e-9)
 
