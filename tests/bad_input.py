@@ -16,43 +16,59 @@ from lossary import (
     ActivePassiveLoss,
     AggregateResponseLoss,
     ALDRKLLoss,
+    AOTLoss,
+    APOLoss,
     AsymmetricExponentialLoss,
     AsymmetricGCELoss,
     AsymmetricUnhingedLoss,
+    BCOLoss,
+    BCOPairLoss,
     BrierLoss,
     CauchyLoss,
     CompSumLoss,
     ConsistencyLoss,
     CorrectnessAwareLoss,
+    CPLLoss,
+    CPOLoss,
     CrammerSingerLoss,
     DirectCoverageLoss,
+    DiscoPOPLoss,
     DPOLoss,
+    DPOPLoss,
     EarlyTimestepDiffusionLoss,
     EnsLoss,
     EvidentialLoss,
+    EXOLoss,
     FeatureSeparationLoss,
     FocalLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
     GradientSimilarityFocalLoss,
+    HingePreferenceLoss,
     IBPRobustCrossEntropyLoss,
     IBPTightnessRegularizer,
     InfoNCELoss,
+    IPOLoss,
     JensenShannonLoss,
+    KTOLoss,
     LabelSmoothingCrossEntropyLoss,
     LDRKLLoss,
     LDRLoss,
     LinearLogits,
+    LogicPreferenceLoss,
     LogitAdjustmentLoss,
     LogitZRegularizer,
     Loss,
     MixupNDCGLoss,
     MixupRankingLoss,
     MulticlassMAELoss,
+    NCALoss,
     NormalizedLogisticLoss,
     NTXentLoss,
+    ORPOLoss,
     PolyLoss,
     PseudoHuberLoss,
+    RDPOLengthLoss,
     ReLUBalanceRegularizer,
     ReverseCrossEntropyLoss,
     RobustDPOLoss,
@@ -60,9 +76,12 @@ from lossary import (
     RPOLoss,
     ScaledLogisticLoss,
     SequenceNLLLoss,
+    SimPOLoss,
     SmoothAdversarialCompSumLoss,
     SphericalSoftmaxLoss,
+    SPPOLoss,
     SRATLoss,
+    SRPOLoss,
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
     TCMLoss,
@@ -584,8 +603,18 @@ def called(loss: type[Loss], argument: str, id: str, says: tuple[str, ...], *inp
     return Row(name, argument, says, error, loss, o, inputs, keywords)
 
 
-def preference(loss: type[Loss]) -> tuple[Row, ...]:
-    """What no loss of a pair of answers takes."""
+def at_least_0(loss: type[Loss], argument: str) -> tuple[Row, ...]:
+    """What no hyper-parameter takes that is 0 or any finite number above."""
+    return (
+        *not_numbers(loss, argument),
+        hyper(loss, argument, -0.1, "[0, inf)", "-0.1"),
+        hyper(loss, argument, INF, "[0, inf)", "inf"),
+        hyper(loss, argument, NAN, "[0, inf)", "nan"),
+    )
+
+
+def preference(loss: type[Loss], beta: str = "beta", further: tuple[Any, ...] = ()):
+    """What no loss of a pair of answers takes; ``further`` inputs stand behind the four."""
     x = torch.tensor([-3.0, -2.0, -4.0, -1.0])
     names = tuple(
         f"{model}_{answer}_logps"
@@ -594,14 +623,14 @@ def preference(loss: type[Loss]) -> tuple[Row, ...]:
     )
 
     def with_one(i: int, value: Any) -> list[Any]:
-        return [value if j == i else x for j in range(4)]
+        return [*(value if j == i else x for j in range(4)), *further]
 
     return (
-        *not_numbers(loss, "beta"),
-        hyper(loss, "beta", 0.0, "(0, inf)", "got 0.0"),
-        hyper(loss, "beta", -0.1, "(0, inf)", "-0.1"),
-        hyper(loss, "beta", NAN, "(0, inf)", "nan"),
-        hyper(loss, "beta", INF, "(0, inf)", "inf"),
+        *not_numbers(loss, beta),
+        hyper(loss, beta, 0.0, "(0, inf)", "got 0.0"),
+        hyper(loss, beta, -0.1, "(0, inf)", "-0.1"),
+        hyper(loss, beta, NAN, "(0, inf)", "nan"),
+        hyper(loss, beta, INF, "(0, inf)", "inf"),
         hyper(loss, "reduction", "average", "'mean'", "'average'"),
         *(
             row
@@ -627,20 +656,56 @@ def preference(loss: type[Loss]) -> tuple[Row, ...]:
                 called(loss, name, "meta", ("device cpu", "meta"), *with_one(i, x.to("meta"))),
             )
         ),
-        called(loss, names[0], "none", ("a tensor", "NoneType"), None, x, x, x, error=TypeError),
-        called(loss, names[1], "none", ("a tensor", "NoneType"), x, None, x, x, error=TypeError),
-        called(loss, names[2], "alone_missing", (names[3], "got None"), x, x, None, x),
-        called(loss, names[3], "alone_missing", (names[2], "got None"), x, x, x, None),
-        called(loss, names[3], "not_given", (names[2], "got None"), x, x, x),
-        called(loss, "weight", "column", ("(4,)", "got (4, 1)"), x, x, x, x,
+        *(
+            called(loss, names[i], "none", ("a tensor", "NoneType"), *with_one(i, None),
+                   error=TypeError)
+            for i in range(4 if further else 2)
+        ),
+        *(
+            ()
+            if further
+            else (
+                called(loss, names[2], "alone_missing", (names[3], "got None"), x, x, None, x),
+                called(loss, names[3], "alone_missing", (names[2], "got None"), x, x, x, None),
+                called(loss, names[3], "not_given", (names[2], "got None"), x, x, x),
+            )
+        ),
+        called(loss, "weight", "column", ("(4,)", "got (4, 1)"), x, x, x, x, *further,
                keywords={"weight": torch.ones(4, 1)}),
-        called(loss, "weight", "list", ("a tensor", "list"), x, x, x, x,
+        called(loss, "weight", "list", ("a tensor", "list"), x, x, x, x, *further,
                keywords={"weight": [1.0] * 4}, error=TypeError),
-        called(loss, "weight", "int", ("float or bool", "int64"), x, x, x, x,
+        called(loss, "weight", "int", ("float or bool", "int64"), x, x, x, x, *further,
                keywords={"weight": torch.ones(4).long()}, error=TypeError),
-        called(loss, "normalizer", "none", ("not used", "got one"), x, x, x, x, reduction="none",
-               keywords={"normalizer": 2.0}),
+        called(loss, "normalizer", "none", ("not used", "got one"), x, x, x, x, *further,
+               reduction="none", keywords={"normalizer": 2.0}),
     )  # fmt: skip
+
+
+#: What SRPO takes, in order.
+DRAFTS = tuple(
+    f"{model}_{answer}_logps"
+    for answers in (
+        ("chosen", "rejected"),
+        (
+            "chosen_given_rejected",
+            "rejected_given_rejected",
+            "chosen_given_chosen",
+            "rejected_given_chosen",
+        ),
+    )
+    for model in ("policy", "reference")
+    for answer in answers
+)
+GOOD = torch.tensor([True, False, True, True])
+ANSWERS, WINS = torch.tensor([-3.0, -2.0, -4.0, -1.0]), torch.full((4,), 0.5)
+
+
+def one_of_12(i: int, value: Any) -> list[Any]:
+    return [value if j == i else ANSWERS for j in range(12)]
+
+
+def judged(at: int, value: Any) -> list[Any]:
+    return [*[ANSWERS] * 4, *(value if j == at else WINS for j in (4, 5))]
 
 
 def lengths(
@@ -658,9 +723,12 @@ def lengths(
     half, weight = good.bfloat16(), torch.tensor([1.0, 0.0, 1.0, 1.0])
     wrong = torch.tensor([3, 0, 0, 5])
     return (
-        called(loss, names[0], "unused", ("None", unused, "Tensor"), *with_one(0, good),
-               error=TypeError,
-               **({"normalize": "sum"} if loss is SequenceNLLLoss else {})),
+        *(
+            called(loss, names[0], "unused", ("None", unused, "Tensor"), *with_one(0, good),
+                   error=TypeError,
+                   **({"normalize": "sum"} if loss is SequenceNLLLoss else {}))
+            for _ in range(bool(unused))
+        ),
         *(
             r
             for i in range(len(names))
@@ -1673,6 +1741,240 @@ FAMILIES = (
     hyper(RPOLoss, "nll", "mean", "'sum', 'token_mean', 'sequence_mean'", "'mean'"),
     hyper(RPOLoss, "nll", None, "'sum'", "None"),
     *lengths(RPOLoss, ("chosen_lengths",), 4, "nll='sum'", nll="sequence_mean"),
+    *preference(IPOLoss, "tau"),
+    hyper(IPOLoss, "length_normalize", "sum", "True, False", "'sum'"),
+    *lengths(IPOLoss, ("chosen_lengths", "rejected_lengths"), 4, "length_normalize=False",
+             length_normalize=True),
+    *(
+        row
+        for loss in (HingePreferenceLoss, EXOLoss, NCALoss, BCOPairLoss, SPPOLoss, APOLoss, AOTLoss,
+                     DiscoPOPLoss, DPOPLoss)
+        for row in preference(loss)
+    ),
+    *at_least_0(HingePreferenceLoss, "margin"),
+    *at_least_0(HingePreferenceLoss, "nll_coef"),
+    hyper(HingePreferenceLoss, "reference_free", None, "True, False", "None"),
+    *not_numbers(EXOLoss, "label_smoothing"),
+    hyper(EXOLoss, "label_smoothing", 0.0, "(0, 1)", "0.0"),
+    hyper(EXOLoss, "label_smoothing", 1.0, "(0, 1)", "1.0"),
+    hyper(EXOLoss, "label_smoothing", NAN, "(0, 1)", "nan"),
+    hyper(BCOPairLoss, "delta", "mean", "'running'", "'mean'"),
+    hyper(BCOPairLoss, "delta", INF, "(-inf, inf)", "inf"),
+    hyper(BCOPairLoss, "delta", NAN, "(-inf, inf)", "nan"),
+    hyper(BCOPairLoss, "delta", None, "a number", "NoneType", error=TypeError),
+    hyper(BCOPairLoss, "delta", True, "a number", "bool", error=TypeError),
+    *(
+        called(BCOPairLoss, "update", f"none_{delta}", ("True, False", "None"), *[ANSWERS] * 4,
+               None, delta=delta)
+        for delta in (0.0, "running")
+    ),
+    called(BCOPairLoss, "policy_rejected_logps", "short_running", ("(4,)", "got (3,)"), ANSWERS,
+           ANSWERS[:3], ANSWERS, ANSWERS, delta="running"),
+    hyper(SPPOLoss, "halve", 0.5, "True, False", "0.5"),
+    *(
+        row
+        for name, at in (("win_prob", 4), ("lose_prob", 5))
+        for row in (
+            called(SPPOLoss, name, "int", ("floating", "int64"), *judged(at, TARGET),
+                   error=TypeError),
+            called(SPPOLoss, name, "number", ("a tensor", "float"), *judged(at, 0.5),
+                   error=TypeError),
+            called(SPPOLoss, name, "column", ("(4,)", "got (4, 1)"), *judged(at, WINS[:, None])),
+            called(SPPOLoss, name, "meta", ("device cpu", "meta"), *judged(at, WINS.to("meta"))),
+            called(SPPOLoss, name, "above_1", ("[0, 1]", "got 1.5"), *judged(at, WINS + 1.0)),
+            called(SPPOLoss, name, "below_0", ("[0, 1]", "got -0.5"), *judged(at, WINS - 1.0)),
+            called(SPPOLoss, name, "nan", ("[0, 1]", "got nan"), *judged(at, WINS * NAN)),
+            called(SPPOLoss, name, "nan_beside_weight_0", ("[0, 1]", "got nan"),
+                   *judged(at, WINS * NAN), keywords={"weight": torch.tensor([0, 1.0, 1.0, 1.0])}),
+        )
+    ),
+    called(SPPOLoss, "win_prob", "missing", ("lose_prob", "got None"), *judged(4, None)),
+    hyper(APOLoss, "variant", "up", "'zero', 'down'", "'up'"),
+    hyper(AOTLoss, "paired", None, "True, False", "None"),
+    *not_numbers(AOTLoss, "label_smoothing"),
+    hyper(AOTLoss, "label_smoothing", 1.0, "[0, 1)", "1.0"),
+    hyper(AOTLoss, "label_smoothing", -0.1, "[0, 1)", "-0.1"),
+    called(AOTLoss, "weight", "given", ("of ranks", "a tensor"), *[ANSWERS] * 4,
+           keywords={"weight": torch.ones(4)}),
+    called(AOTLoss, "policy_chosen_logps", "matrix", ("(N,)", "(4, 1)"), *[ANSWERS[:, None]] * 4),
+    *not_numbers(DiscoPOPLoss, "tau"),
+    hyper(DiscoPOPLoss, "tau", 0.0, "(0, 1)", "0.0"),
+    hyper(DiscoPOPLoss, "tau", 1.0, "(0, 1)", "1.0"),
+    *at_least_0(DPOPLoss, "lam"),
+    *preference(RDPOLengthLoss, further=(TARGET + 1, TARGET + 1)),
+    *at_least_0(RDPOLengthLoss, "alpha"),
+    *lengths(RDPOLengthLoss, ("chosen_lengths", "rejected_lengths"), 4, ""),
+    *(
+        row
+        for loss, beta in (
+            (SimPOLoss, "beta"),
+            (ORPOLoss, "lam"),
+            (CPOLoss, "beta"),
+            (LogicPreferenceLoss, "beta"),
+        )
+        for row in (
+            *not_numbers(loss, beta),
+            hyper(loss, beta, 0.0, "(0, inf)", "got 0.0"),
+            hyper(loss, beta, INF, "(0, inf)", "inf"),
+            called(loss, "policy_chosen_logps", "int", ("floating", "int64"), TARGET, ANSWERS,
+                   error=TypeError),
+            called(loss, "policy_rejected_logps", "none", ("a tensor", "NoneType"), ANSWERS, None,
+                   error=TypeError),
+            called(loss, "policy_rejected_logps", "column", ("(4,)", "got (4, 1)"), ANSWERS,
+                   ANSWERS[:, None]),
+            called(loss, "weight", "column", ("(4,)", "got (4, 1)"), ANSWERS, ANSWERS,
+                   keywords={"weight": torch.ones(4, 1)}),
+        )
+    ),
+    *not_numbers(SimPOLoss, "gamma"),
+    hyper(SimPOLoss, "gamma", INF, "(-inf, inf)", "inf"),
+    *not_numbers(SimPOLoss, "alpha"),
+    hyper(SimPOLoss, "alpha", NAN, "(-inf, inf)", "nan"),
+    *(
+        row
+        for loss in (SimPOLoss, CPOLoss)
+        for row in (
+            *not_numbers(loss, "label_smoothing"),
+            hyper(loss, "label_smoothing", 1.0, "[0, 1)", "1.0"),
+            hyper(loss, "label_smoothing", -0.1, "[0, 1)", "-0.1"),
+        )
+    ),
+    *(
+        hyper(loss, "average", None, "True, False", "None")
+        for loss in (SimPOLoss, ORPOLoss, LogicPreferenceLoss)
+    ),
+    *lengths(SimPOLoss, ("chosen_lengths", "rejected_lengths"), 2, "average=True", average=False),
+    *lengths(ORPOLoss, ("chosen_lengths", "rejected_lengths"), 2, "average=True", average=False),
+    *lengths(LogicPreferenceLoss, ("chosen_lengths", "rejected_lengths"), 4, "average=True",
+             average=False),
+    *(
+        called(loss, name, "above_0", ("<= 0", "got 0.5"),
+               *(ANSWERS + 1.5 if i == at else ANSWERS for i in range(2)))
+        for loss in (ORPOLoss, LogicPreferenceLoss)
+        for at, name in enumerate(("policy_chosen_logps", "policy_rejected_logps"))
+    ),
+    called(ORPOLoss, "policy_chosen_logps", "nan", ("<= 0", "got nan"), ANSWERS * NAN, ANSWERS),
+    called(LogicPreferenceLoss, "reference_rejected_logps", "above_0", ("<= 0", "got 3"),
+           ANSWERS, ANSWERS, ANSWERS, -ANSWERS),
+    called(LogicPreferenceLoss, "reference_rejected_logps", "alone_missing",
+           ("reference_chosen_logps", "got None"), ANSWERS, ANSWERS, ANSWERS),
+    hyper(ORPOLoss, "nll", True, "'sequence_mean', 'token_mean', 'none'", "True"),
+    Row("ORPOLoss_token_mean_of_averages", "average", ("False", "got True"), loss=ORPOLoss,
+        options={"nll": "token_mean"}),
+    *at_least_0(CPOLoss, "bc_coef"),
+    hyper(CPOLoss, "loss_type", "simpo", "'sigmoid', 'hinge', 'ipo'", "'simpo'"),
+    hyper(CPOLoss, "nll", "none", "'sum'", "'none'"),
+    hyper(CPOLoss, "label_smoothing", 0.1, "expected 0 with loss_type='ipo'", "got 0.1",
+          loss_type="ipo", id="with_ipo"),
+    *lengths(CPOLoss, ("chosen_lengths",), 2, "nll='sum'", nll="sequence_mean"),
+    hyper(LogicPreferenceLoss, "name", "dpo", "'orpo'", "'dpo'"),
+    hyper(LogicPreferenceLoss, "numerator", ("TT",), "expected None with name='orpo'", "('TT',)"),
+    hyper(LogicPreferenceLoss, "denominator", ("TT",), "expected None", "('TT',)"),
+    hyper(LogicPreferenceLoss, "numerator", (), "'TT', 'TF'", "()", name=None, id="of_0"),
+    hyper(LogicPreferenceLoss, "numerator", "TT", "'TT', 'TF'", "'TT'", name=None, id="str"),
+    hyper(LogicPreferenceLoss, "denominator", ("TX",), "'TT', 'TF'", "'TX'", name=None,
+          numerator=("TT",), id="unknown"),
+    hyper(LogicPreferenceLoss, "denominator", None, "'TT', 'TF'", "None", name=None,
+          numerator=("TT",), id="missing"),
+    *(
+        row
+        for loss, kl in ((KTOLoss, (0.0,)), (BCOLoss, ()))
+        for row in (
+            *not_numbers(loss, "beta"),
+            hyper(loss, "beta", 0.0, "(0, inf)", "got 0.0"),
+            called(loss, "policy_logps", "int", ("floating", "int64"), TARGET, ANSWERS, GOOD, *kl,
+                   error=TypeError),
+            called(loss, "reference_logps", "none", ("a tensor", "NoneType"), ANSWERS, None, GOOD,
+                   *kl, error=TypeError),
+            called(loss, "reference_logps", "column", ("(4,)", "got (4, 1)"), ANSWERS,
+                   ANSWERS[:, None], GOOD, *kl),
+            called(loss, "desirable", "int", ("bool", "int64"), ANSWERS, ANSWERS, GOOD.long(), *kl,
+                   error=TypeError),
+            called(loss, "desirable", "none", ("a tensor", "NoneType"), ANSWERS, ANSWERS, None, *kl,
+                   error=TypeError),
+            called(loss, "desirable", "short", ("(4,)", "got (3,)"), ANSWERS, ANSWERS, GOOD[:3],
+                   *kl),
+            called(loss, "desirable", "meta", ("device cpu", "meta"), ANSWERS, ANSWERS,
+                   GOOD.to("meta"), *kl),
+            called(loss, "weight", "column", ("(4,)", "got (4, 1)"), ANSWERS, ANSWERS, GOOD, *kl,
+                   keywords={"weight": torch.ones(4, 1)}),
+        )
+    ),
+    *at_least_0(KTOLoss, "desirable_weight"),
+    *at_least_0(KTOLoss, "undesirable_weight"),
+    hyper(KTOLoss, "process_group", 3, "a torch.distributed group", "int", error=TypeError),
+    *(
+        called(KTOLoss, argument, id, says, ANSWERS, ANSWERS, GOOD, *further, error=error)
+        for argument, id, says, further, error in (
+            ("kl", "no_estimate", ("kl_policy_logps", "got neither"), (), ValueError),
+            ("kl", "two", ("not both", "got both"), (0.0, ANSWERS, ANSWERS), ValueError),
+            ("kl_reference_logps", "alone", ("a tensor", "got None"), (None, ANSWERS), ValueError),
+            ("kl_policy_logps", "alone", ("a tensor", "None"), (None, None, ANSWERS), ValueError),
+            ("kl_policy_logps", "short", ("(4,)", "(3,)"), (None, ANSWERS[:3], ANSWERS),
+             ValueError),
+            ("kl_policy_logps", "short_both", ("(4,)", "(3,)"), (None, ANSWERS[:3], ANSWERS[:3]),
+             ValueError),
+            ("kl", "vector", ("0-dim", "(4,)"), (ANSWERS,), ValueError),
+            ("kl", "nan_tensor", ("finite", "nan"), (torch.tensor(NAN),), ValueError),
+            ("kl", "nan", ("(-inf, inf)", "nan"), (NAN,), ValueError),
+            ("kl", "str", ("a number", "str"), ("auto",), TypeError),
+            ("kl", "int_tensor", ("floating", "int64"), (torch.tensor(1),), TypeError),
+        )
+    ),
+    called(BCOLoss, "update", "none", ("True, False", "None"), ANSWERS, ANSWERS, GOOD, None),
+    *not_numbers(CPLLoss, "alpha"),
+    hyper(CPLLoss, "alpha", 0.0, "(0, inf)", "0.0"),
+    hyper(CPLLoss, "bias", 0.0, "(0, 1]", "0.0"),
+    hyper(CPLLoss, "bias", 1.5, "(0, 1]", "1.5"),
+    hyper(CPLLoss, "gamma", 0.0, "(0, 1]", "0.0"),
+    hyper(CPLLoss, "gamma", 1.5, "(0, 1]", "1.5"),
+    *at_least_0(CPLLoss, "bc_coef"),
+    *(
+        called(CPLLoss, argument, id, says, *inputs, error=error)
+        for argument, id, says, inputs, error in (
+            ("logps_1", "vector", ("(N, S)", "(4,)"), (ANSWERS, ANSWERS, WINS), ValueError),
+            ("logps_1", "no_steps", ("S >= 1", "(4, 0)"), (LOGITS[:, :0], LOGITS, WINS),
+             ValueError),
+            ("logps_1", "none", ("a tensor", "None"), (None, LOGITS, WINS), TypeError),
+            ("logps_2", "none", ("a tensor", "None"), (LOGITS, None, WINS), TypeError),
+            ("logps_2", "short", ("(4, 3)", "(4, 2)"), (LOGITS, LOGITS[:, :2], WINS), ValueError),
+            ("label", "int", ("floating", "int64"), (LOGITS, LOGITS, TARGET), TypeError),
+            ("label", "column", ("(4,)", "(4, 1)"), (LOGITS, LOGITS, WINS[:, None]), ValueError),
+            ("label", "above_1", ("[0, 1]", "1.5"), (LOGITS, LOGITS, WINS + 1), ValueError),
+            ("label", "nan", ("[0, 1]", "nan"), (LOGITS, LOGITS, WINS * NAN), ValueError),
+            ("label", "meta", ("cpu", "meta"), (LOGITS, LOGITS, WINS.to("meta")), ValueError),
+            ("reference_2", "missing", ("a tensor", "None"), (LOGITS, LOGITS, WINS, LOGITS),
+             ValueError),
+            ("reference_1", "missing", ("a tensor", "None"), (LOGITS, LOGITS, WINS, None, LOGITS),
+             ValueError),
+            ("reference_1", "row", ("(4, 3)", "(3,)"), (LOGITS, LOGITS, WINS, LOGITS[0], LOGITS),
+             ValueError),
+        )
+    ),
+    called(CPLLoss, "weight", "column", ("(4,)", "(4, 1)"), LOGITS, LOGITS, WINS,
+           keywords={"weight": torch.ones(4, 1)}),
+    called(CPLLoss, "weight", "list", ("a tensor", "list"), LOGITS, LOGITS, WINS,
+           keywords={"weight": [1.0] * 4}, error=TypeError),
+    called(CPLLoss, "label", "above_1_one_weight", ("[0, 1]", "1.5"), LOGITS, LOGITS, WINS + 1,
+           keywords={"weight": torch.ones(1)}),
+    *not_numbers(SRPOLoss, "alpha"),
+    hyper(SRPOLoss, "alpha", 1.5, "[0, 1]", "1.5"),
+    hyper(SRPOLoss, "alpha", -0.5, "[0, 1]", "-0.5"),
+    hyper(SRPOLoss, "beta", 0.0, "(0, inf)", "0.0"),
+    *(
+        row
+        for i, name in enumerate(DRAFTS)
+        for row in (
+            called(SRPOLoss, name, "none", ("a tensor", "NoneType"), *one_of_12(i, None),
+                   error=TypeError),
+            called(SRPOLoss, name, "int", ("floating", "int64"), *one_of_12(i, TARGET),
+                   error=TypeError),
+            *(
+                (called(SRPOLoss, name, "short", ("(4,)", "got (3,)"), *one_of_12(i, ANSWERS[:3])),)
+                * (i > 0)
+            ),
+        )
+    ),
     hyper(SequenceNLLLoss, "normalize", "mean", "'token', 'sequence', 'sum'", "'mean'"),
     hyper(SequenceNLLLoss, "normalize", None, "'token'", "None"),
     hyper(SequenceNLLLoss, "reduction", "average", "'mean'", "'average'"),

@@ -15,43 +15,59 @@ from lossary import (
     ActivePassiveLoss,
     AggregateResponseLoss,
     ALDRKLLoss,
+    AOTLoss,
+    APOLoss,
     AsymmetricExponentialLoss,
     AsymmetricGCELoss,
     AsymmetricUnhingedLoss,
+    BCOLoss,
+    BCOPairLoss,
     BrierLoss,
     CauchyLoss,
     CompSumLoss,
     ConsistencyLoss,
     CorrectnessAwareLoss,
+    CPLLoss,
+    CPOLoss,
     CrammerSingerLoss,
     DirectCoverageLoss,
+    DiscoPOPLoss,
     DPOLoss,
+    DPOPLoss,
     EarlyTimestepDiffusionLoss,
     EnsLoss,
     EvidentialLoss,
+    EXOLoss,
     FeatureSeparationLoss,
     FocalLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
     GradientSimilarityFocalLoss,
+    HingePreferenceLoss,
     IBPRobustCrossEntropyLoss,
     IBPTightnessRegularizer,
     InfoNCELoss,
+    IPOLoss,
     JensenShannonLoss,
+    KTOLoss,
     LabelSmoothingCrossEntropyLoss,
     LDRKLLoss,
     LDRLoss,
+    LogicPreferenceLoss,
     LogitAdjustmentLoss,
     LogitZRegularizer,
     Loss,
     MixupNDCGLoss,
     MixupRankingLoss,
     MulticlassMAELoss,
+    NCALoss,
     NormalizedCrossEntropyLoss,
     NormalizedLogisticLoss,
     NTXentLoss,
+    ORPOLoss,
     PolyLoss,
     PseudoHuberLoss,
+    RDPOLengthLoss,
     ReLUBalanceRegularizer,
     ReverseCrossEntropyLoss,
     RobustDPOLoss,
@@ -59,9 +75,12 @@ from lossary import (
     RPOLoss,
     ScaledLogisticLoss,
     SequenceNLLLoss,
+    SimPOLoss,
     SmoothAdversarialCompSumLoss,
     SphericalSoftmaxLoss,
+    SPPOLoss,
     SRATLoss,
+    SRPOLoss,
     StableMaxCrossEntropyLoss,
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
@@ -160,6 +179,53 @@ def answers(*shape, references=True, lengths=0):
         return *logps, *counts
 
     return draw
+
+
+def judged(probabilities):
+    """Add that many probabilities to win, of each pair's answers."""
+
+    def draw(n, dtype, generator):
+        logps = answers()(n, dtype, generator)
+        return *logps, *torch.rand(probabilities, n, dtype=dtype, generator=generator)
+
+    return draw
+
+
+def unlikely(*lengths, **options):
+    """Draw log-probabilities of pairs that are below 0, and lengths."""
+
+    def draw(n, dtype, generator):
+        out = answers(*lengths, **options)(n, dtype, generator)
+        return tuple(-x.abs() - 0.125 if x.dtype.is_floating_point else x for x in out)
+
+    return draw
+
+
+def thumbs(kl=()):
+    """Draw log-probabilities of single answers, and which are good."""
+
+    def draw(n, dtype, generator):
+        logps = torch.randn(2, n, dtype=dtype, generator=generator)
+        good = torch.rand(n, generator=generator) < 0.5
+        return *logps, good, *(torch.tensor(x, dtype=dtype) for x in kl)
+
+    return draw
+
+
+def segments(references=0):
+    """Draw log-probabilities of two segments, which is preferred, and references."""
+
+    def draw(n, dtype, generator):
+        logps = torch.randn(2 + references, n, 3, dtype=dtype, generator=generator)
+        label = torch.rand(n, dtype=dtype, generator=generator)
+        return *logps[:2], label, *logps[2:]
+
+    return draw
+
+
+def revised(n, dtype, generator):
+    """Draw log-probabilities of answers with and without drafts in their prompts."""
+    return tuple(torch.randn(12, n, dtype=dtype, generator=generator))
 
 
 def completions(n, dtype, generator):
@@ -283,6 +349,15 @@ def pruned():
     return loss
 
 
+#: The stored directions are of a policy and a reference alone.
+WITHOUT_JUDGE = dict.fromkeys(
+    ("property:bounds", "property:lipschitz"), "the stored direction has no probabilities"
+)
+#: Of log-probabilities.
+ABOVE_0 = {"extremes": "log-probabilities above 0 are refused"}
+FAR_KINK = {"property:smoothness": "the kink is at a log-ratio of 10, farther than what is drawn"}
+OF_RANKS = dict.fromkeys(("weights", "attached_zero"), "values are of ranks: there is no weight")
+
 #: The stored directions are of a policy and a reference.
 WITHOUT_REFERENCE = {"property:bounds": "the stored direction has a reference"}
 
@@ -354,6 +429,10 @@ CALIBRATED = {
 MIXES_FIRST = dict.fromkeys(
     ("weight_zero", "normalizer"), "the mixups come first, and the samples second, in two inputs"
 ) | {"property:bounds": "of the mixups drawn most are less sure than their coefficients"}
+#: The same of a gradient.
+OF_TWO_LOGPS = dict.fromkeys(
+    ("property:bounds", "property:lipschitz"), "the stored direction has a reference"
+)
 
 
 def numbers_alone(n, dtype, generator):
@@ -874,6 +953,131 @@ CASES: dict[str, list[Case]] = {
         Case("several", DPOLoss, answers(3), OF_SEVERAL),
         Case("sum", lambda: DPOLoss(reduction="sum"), answers()),
         Case("none", lambda: DPOLoss(reduction="none"), answers()),
+    ],
+    "IPOLoss": [
+        Case("default", IPOLoss, answers()),
+        Case("tau=2", lambda: IPOLoss(2.0), answers()),
+        Case("lengths", lambda: IPOLoss(0.5, length_normalize=True), answers(lengths=2)),
+        Case("without", IPOLoss, answers(references=False), OF_TWO_LOGPS),
+    ],
+    "HingePreferenceLoss": [
+        Case("beta=1", lambda: HingePreferenceLoss(1.0), answers()),
+        Case("default", HingePreferenceLoss, answers(), FAR_KINK),
+        Case(
+            "SLiC",
+            lambda: HingePreferenceLoss(1.0, 0.5, 0.3, reference_free=True),
+            answers(references=False),
+        ),
+        Case(
+            "RRHF",
+            lambda: HingePreferenceLoss(1.0, 0.0, reference_free=True),
+            answers(references=False),
+        ),
+    ],
+    "EXOLoss": [
+        Case("default", EXOLoss, answers()),
+        *(Case(f"eps={e:g}", lambda e=e: EXOLoss(0.7, e), answers()) for e in (0.2, 0.5, 0.9)),
+    ],
+    "NCALoss": [
+        Case("default", NCALoss, answers()),
+        Case("beta=1", lambda: NCALoss(1.0), answers()),
+    ],
+    "BCOPairLoss": [
+        Case("running", lambda: BCOPairLoss(0.7, "running"), answers()),
+        Case("default", BCOPairLoss, answers()),
+        Case("delta=1", lambda: BCOPairLoss(0.7, 1.0), answers()),
+    ],
+    "SPPOLoss": [
+        Case("default", SPPOLoss, answers()),
+        Case("halve", lambda: SPPOLoss(0.5, halve=True), judged(1), WITHOUT_JUDGE),
+        Case("both", lambda: SPPOLoss(0.5), judged(2), WITHOUT_JUDGE),
+    ],
+    "APOLoss": [
+        Case("default", APOLoss, answers()),
+        Case("down", lambda: APOLoss(0.7, "down"), answers()),
+    ],
+    "AOTLoss": [
+        Case("default", AOTLoss, answers(), OF_RANKS),
+        Case("unpaired", lambda: AOTLoss(0.7, False, 0.2), answers(), OF_RANKS),
+    ],
+    "DiscoPOPLoss": [
+        Case("default", DiscoPOPLoss, answers()),
+        *(
+            Case(f"tau={t:g}", lambda t=t: DiscoPOPLoss(0.7, t), answers())
+            for t in (0.1, 0.5, 0.95)
+        ),
+    ],
+    "DPOPLoss": [
+        Case("default", DPOPLoss, answers()),
+        Case("lam=0", lambda: DPOPLoss(0.7, 0.0), answers()),
+        Case("lam=2", lambda: DPOPLoss(0.7, 2.0), answers()),
+    ],
+    "RDPOLengthLoss": [
+        Case("default", RDPOLengthLoss, answers(lengths=2)),
+        Case("alpha=0", lambda: RDPOLengthLoss(0.7, 0.0), answers(lengths=2)),
+    ],
+    "SimPOLoss": [
+        Case("default", SimPOLoss, answers(references=False)),
+        *(
+            Case(f"alpha={a:g}", lambda a=a: SimPOLoss(alpha=a), answers(references=False))
+            for a in (0.3, -0.3)
+        ),
+        Case(
+            "sums",
+            lambda: SimPOLoss(label_smoothing=0.2, average=False),
+            answers(references=False, lengths=2),
+        ),
+    ],
+    "ORPOLoss": [
+        Case("default", ORPOLoss, unlikely(references=False), ABOVE_0),
+        Case("none", lambda: ORPOLoss(1.0, "none"), unlikely(references=False), ABOVE_0),
+        Case(
+            "token_mean",
+            lambda: ORPOLoss(1.0, "token_mean", average=False),
+            unlikely(references=False, lengths=2),
+            ABOVE_0 | {"property:convex": "the stored direction is of one pair"},
+        ),
+    ],
+    "CPOLoss": [
+        Case("default", CPOLoss, answers(references=False)),
+        Case("ipo", lambda: CPOLoss(0.5, loss_type="ipo"), answers(references=False)),
+        Case("ipo alone", lambda: CPOLoss(0.5, 0.0, "ipo"), answers(references=False)),
+        Case("hinge", lambda: CPOLoss(1.0, loss_type="hinge"), answers(references=False)),
+        Case("smooth", lambda: CPOLoss(0.7, 0.0, label_smoothing=0.2), answers(references=False)),
+        *(
+            Case(nll, lambda nll=nll: CPOLoss(0.7, nll=nll), answers(references=False, lengths=1))
+            for nll in ("token_mean", "sequence_mean")
+        ),
+    ],
+    "LogicPreferenceLoss": [
+        Case("default", LogicPreferenceLoss, unlikely(), ABOVE_0),
+        *(
+            Case(name, lambda name=name: LogicPreferenceLoss(name), unlikely(), ABOVE_0)
+            for name in ("ce", "ce_unl", "cpo", "un_cpo", "c_cpo")
+        ),
+        Case(
+            "sums",
+            lambda: LogicPreferenceLoss(None, ("TT",), ("FF", "FT"), 0.7, False),
+            unlikely(lengths=2),
+            ABOVE_0,
+        ),
+    ],
+    "KTOLoss": [
+        Case("default", KTOLoss, thumbs([0.25])),
+        Case("weights", lambda: KTOLoss(0.7, 2.0, 0.5), thumbs([0.0])),
+        Case("of bad ones", lambda: KTOLoss(0.7, 0.0, 1.5), thumbs([-1.0])),
+    ],
+    "BCOLoss": [
+        Case("default", BCOLoss, thumbs()),
+        Case("beta=1", lambda: BCOLoss(1.0, reduction="batchmean"), thumbs()),
+    ],
+    "CPLLoss": [
+        Case("default", CPLLoss, segments()),
+        Case("KL", lambda: CPLLoss(0.2, 0.75, 0.9, 0.3), segments(2)),
+    ],
+    "SRPOLoss": [
+        Case("default", SRPOLoss, revised),
+        *(Case(f"alpha={a:g}", lambda a=a: SRPOLoss(0.7, a), revised) for a in (0.0, 1.0)),
     ],
     "RobustDPOLoss": [
         Case("default", RobustDPOLoss, answers()),

@@ -575,8 +575,10 @@ def lines(figure):
 
 #: More than one number goes in, or the samples of a batch together.
 NO_CURVE = (
-    "TLCLoss",
+    "AOTLoss",
     "AggregateResponseLoss",
+    "BCOLoss",
+    "CPLLoss",
     "CorrectnessAwareLoss",
     "DirectCoverageLoss",
     "EarlyTimestepDiffusionLoss",
@@ -587,16 +589,22 @@ NO_CURVE = (
     "IBPRobustCrossEntropyLoss",
     "IBPTightnessRegularizer",
     "InfoNCELoss",
+    "KTOLoss",
+    "LogicPreferenceLoss",
     "LogitZRegularizer",
     "MixupNDCGLoss",
     "MixupRankingLoss",
     "NTXentLoss",
     "NormalizedLogisticLoss",
+    "ORPOLoss",
+    "RDPOLengthLoss",
     "ReLUBalanceRegularizer",
     "SRATLoss",
+    "SRPOLoss",
     "SequenceNLLLoss",
     "SymmetricConsistencyLoss",
     "TCMLoss",
+    "TLCLoss",
     "TwoWayGlobalContrastiveLoss",
 )
 

@@ -382,7 +382,8 @@ def abscissa(loss: Loss) -> str | None:
     others = [n for n in names if n not in ("target", "index") and not n.endswith("logits")]
     of_classes = isinstance(loss, ClassificationLoss) and {"logits", "target"} <= set(names)
     classes = of_classes and not others
-    if not loss.separable or not (classes or tuple(names) in DIFFERENCES):
+    drawn = classes or tuple(names) in DIFFERENCES
+    if not loss.separable or not drawn or getattr(loss, "of_probabilities", False):
         together = "" if loss.separable else ", the samples of a batch together"
         raise CommandError(
             f"no curve for {type(loss).__name__}: it takes {', '.join(names)}{together}; "

@@ -1,4 +1,4 @@
-"""What a loss remembers of every sample of the dataset: buffers keyed by dataset index."""
+"""What a loss remembers: of every sample, buffers keyed by dataset index; and running means."""
 
 import math
 from typing import Any
@@ -7,11 +7,24 @@ import torch
 from torch import Tensor, nn
 
 from lossary._checks import check_device, check_int, check_integers
-from lossary._distributed import gather_rows
+from lossary._distributed import gather_rows, sum_over_ranks
 from lossary._softmax import _is_legacy_batched, _is_wrapped, readable
 
 
-class PerSampleState(nn.Module):
+class TrainingState(nn.Module):
+    """What modules have in common whose buffers are written in training."""
+
+    #: The processes that remember together; ``None`` for all.
+    process_group: Any = None
+
+    def _updates(self, update: bool, x: Tensor) -> bool:
+        """Tell whether this call may write: ``x`` is an input that a transform would wrap."""
+        if not (update and self.training and torch.is_grad_enabled()):
+            return False
+        return torch.compiler.is_compiling() or not (_is_wrapped(x) or _is_legacy_batched(x))
+
+
+class PerSampleState(TrainingState):
     """Mixin for modules that keep numbers per sample of the dataset.
 
     The numbers are buffers of shape (num_samples,): they move with the module, and a checkpoint
@@ -20,9 +33,6 @@ class PerSampleState(nn.Module):
     times in a batch, over all processes, count with their mean, never with what was written last;
     every process stores the same.
     """
-
-    #: The processes that remember together; ``None`` for all.
-    process_group: Any = None
 
     def _add_state(
         self, name: str, num_samples: object, initial: float, dtype: torch.dtype = torch.float32
@@ -43,12 +53,6 @@ class PerSampleState(nn.Module):
                 buffer.fill_(initial)
             else:
                 buffer[index] = initial
-
-    def _updates(self, update: bool, x: Tensor) -> bool:
-        """Tell whether this call may write: ``x`` is an input that a transform would wrap."""
-        if not (update and self.training and torch.is_grad_enabled()):
-            return False
-        return torch.compiler.is_compiling() or not (_is_wrapped(x) or _is_legacy_batched(x))
 
     def _samples(
         self, index: Any, rows: Tensor, target: Tensor | None, name: str = "index"
@@ -116,3 +120,36 @@ class PerSampleState(nn.Module):
         buffer.index_copy_(0, every, kept)
         own = mean[torch.searchsorted(slot_of, rows[0])].view(index.shape)
         return torch.where(present, own, values.detach())
+
+
+class RunningMean(TrainingState):
+    """Mixin for modules that keep the mean of all numbers seen in training, the same everywhere."""
+
+    def _add_mean(self, name: str) -> None:
+        """Register the buffers ``name_mean`` and ``name_count``."""
+        self.register_buffer(f"{name}_mean", torch.zeros(()))
+        self.register_buffer(f"{name}_count", torch.zeros((), dtype=torch.long))
+
+    def reset(self) -> None:
+        """Forget all that was seen."""
+        for name in self._buffers:
+            if name.endswith(("_mean", "_count")):
+                self.get_buffer(name).zero_()
+
+    def _see(self, name: str, values: Tensor, weight: Tensor | None) -> None:
+        """Take the values of all processes into the mean: the finite ones of weight other than 0.
+
+        ``weight`` has the last dimensions of ``values``, or ones. All processes must call it.
+        """
+        mean, count = self.get_buffer(f"{name}_mean"), self.get_buffer(f"{name}_count")
+        if mean.device != values.device:
+            raise ValueError(
+                f"{name}: expected inputs on the device {mean.device}, where the state lies (move "
+                f"the loss with to()), got {values.device}"
+            )
+        there = values.isfinite() if weight is None else values.isfinite() & (weight != 0)
+        sums = torch.stack((torch.where(there, values, 0.0).sum(), there.sum().to(values.dtype)))
+        total, n = sum_over_ranks(sums, self.process_group)
+        count.add_(n.long())
+        # A correction of the mean, not a sum of all, which would lose what is added to it.
+        mean.add_(((total - n * mean) / count.clamp(min=1)).to(mean.dtype))

@@ -461,6 +461,10 @@ class _SequenceLoss(Loss):
     def _per_token(x: Tensor, lengths: Tensor) -> Tensor:
         return _per_token(x, lengths)
 
+    @staticmethod
+    def _present(mask: Any, like: Tensor, name: str) -> Tensor:
+        return _present(mask, like.shape, like, name)
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "per_sample" in cls.__dict__:
@@ -608,20 +612,20 @@ def _per_token(x: Tensor, lengths: Tensor) -> Tensor:
 # Checking the arguments.
 
 
-def _present(mask: Any, shape: torch.Size, like: Tensor) -> Tensor:
+def _present(mask: Any, shape: torch.Size, like: Tensor, name: str = "mask") -> Tensor:
     """Return a mask of zeros and ones as a bool tensor."""
-    check_tensor("mask", mask)
+    check_tensor(name, mask)
     if mask.dtype.is_complex:
-        raise TypeError(f"mask: expected bool or numbers 0 and 1, got {mask.dtype}")
+        raise TypeError(f"{name}: expected bool or numbers 0 and 1, got {mask.dtype}")
     if mask.shape != shape:
-        raise ValueError(f"mask: expected shape {tuple(shape)}, got {tuple(mask.shape)}")
-    check_device("mask", mask, like)
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(mask.shape)}")
+    check_device(name, mask, like)
     present: Tensor = mask if mask.dtype is torch.bool else mask != 0
     if readable(mask):
         wrong = present & (mask != 1)
         if bool(wrong.any()):
             raise ValueError(
-                f"mask: expected bool or numbers 0 and 1, got {float(mask[wrong][0]):g}"
+                f"{name}: expected bool or numbers 0 and 1, got {float(mask[wrong][0]):g}"
             )
     return present
 

@@ -475,6 +475,8 @@ def _spread(scales: tuple[float, ...], like: Tensor) -> Tensor:
 
 def _row(x: Any) -> Tensor:
     given = torch.as_tensor(x)
+    if given.dtype is torch.bool:
+        return given.unsqueeze(0)
     whole = isinstance(x, Tensor | int) and not given.dtype.is_floating_point
     return torch.as_tensor(x, dtype=torch.long if whole else torch.float64).unsqueeze(0)
 
