@@ -675,6 +675,7 @@ class _Tile:
         # On a device, looking whether rows are absent would wait for it: clean them always there.
         self.masked = f.device.type != "cpu" or bool((y < 0).any())
         self.scratch: Tensor | None = None
+        self.second: Tensor | None = None
 
     def at(self, x: Tensor, a: slice, b: slice) -> Tensor:
         return x[a, :, b] if x.dim() == 3 else x[a]
@@ -701,9 +702,15 @@ class _Tile:
         return z, j
 
     def _buffer(self, f: Tensor) -> Tensor:
-        if self.scratch is None or self.scratch.numel() < f.numel():
+        if self.scratch is None:  # the first tile is the largest
             self.scratch = torch.empty(f.numel(), dtype=self.dtype, device=f.device)
         return self.scratch[: f.numel()].view(f.shape)
+
+    def spare(self, z: Tensor) -> Tensor:
+        """Return scratch in the shape of a tile: a new one for each would come in fresh pages."""
+        if self.second is None:
+            self.second = torch.empty(z.numel(), dtype=self.dtype, device=z.device)
+        return self.second[: z.numel()].view(z.shape)
 
 
 def _tiled_values(
@@ -720,7 +727,7 @@ def _tiled_values(
         if TARGET in put:
             put[TARGET].copy_(own1)
         if GAPS in put:
-            put[GAPS].copy_(_gaps(z - own, own1))
+            put[GAPS].copy_(_gaps(torch.sub(z, own, out=tile.spare(z)), own1))
         z.scatter_(1, j, tile.lowest)
         top = z.amax(1)
         if CHANCE_ODDS in put:
@@ -782,7 +789,9 @@ def _tiled_gradient(
         if squares is not None:
             double = 2 * tile.at_row(squares, a, b).unsqueeze(1)
             z.scatter_(1, j, 0.0)
-            slope = z * double + (slope - double * z.square().sum(1, keepdim=True))
+            spare = tile.spare(z)
+            total = torch.mul(z, z, out=spare).sum(1, keepdim=True)
+            slope = torch.mul(z, double, out=spare).add_(slope - double * total)
         z.mul_(slope)
         if levels is not None:
             level = tile.at_row(levels, a, b).unsqueeze(1)
