@@ -204,6 +204,25 @@ def exact_js(z: Tensor, y: Tensor) -> Tensor:
     return own / math.log(2.0)
 
 
+def adjusted(reduction: Any) -> LossFn:
+    """Return logit adjustment by the counts 1, 2, ... of the classes there are."""
+    made: dict[int, LossFn] = {}
+
+    def call(f: Tensor, y: Tensor) -> Tensor:
+        k = f.shape[1]
+        if k not in made:
+            counts = torch.arange(1, k + 1)
+            made[k] = lossary.LogitAdjustmentLoss(counts, reduction=reduction)
+        return made[k](f, y)
+
+    return call
+
+
+def exact_adjusted(z: Tensor, y: Tensor) -> Tensor:
+    """Return cross-entropy of the logits plus the logarithms of the counts."""
+    return exact_ce(z + torch.arange(1, z.shape[1] + 1).to(z.dtype).log(), y)
+
+
 def miss_of(formula: Callable[[Tensor], Tensor]) -> LossFn:
     """Return a formula of 1 - p_y as one of logits and target."""
     return lambda z, y: formula(exact_probabilities(z, y)[1])
@@ -272,6 +291,7 @@ def make(reduction: str = "mean") -> dict[str, tuple[LossFn, LossFn]]:
             lossary.LabelSmoothingCrossEntropyLoss(reduction=r),
             exact_smoothed,
         ),
+        "LogitAdjustmentLoss(n)": (adjusted(r), exact_adjusted),
         "PolyLoss()": (lossary.PolyLoss(reduction=r), lambda z, y: exact_sce(z, y, 1, 1)),
         "FocalLoss()": (lossary.FocalLoss(reduction=r), exact_focal),
         "BrierLoss()": (lossary.BrierLoss(reduction=r), exact_brier),
