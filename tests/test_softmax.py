@@ -350,6 +350,19 @@ def test_the_total_adds_the_margins_of_the_rivals_only(path):
         close(torch.cat(found), torch.tensor([expected / 2.0, 1.0], dtype=F64), rtol=1e-15)
 
 
+@pytest.mark.parametrize("shape", [(12, K), (2, K, 3)])
+def test_a_matrix_of_one_row_for_all_targets_is_its_copy(path, shape):
+    f = torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    y = torch.arange(f.numel() // K).view(shape[:1] + shape[2:]) % K
+    one = torch.linspace(-1.0, 2.0, K, dtype=F64).expand(K, K)
+    found = []
+    for margin in (one, one.clone()):
+        out = target_log_odds(f, y, temperature=0.7, margin=margin)
+        found.append((out.detach(), *torch.autograd.grad(out.sin().sum(), f)))
+    for a, b in zip(*found, strict=True):
+        close(a, b, rtol=1e-14)
+
+
 # Which path is taken.
 
 

@@ -694,7 +694,10 @@ class _Tile:
         j = y.unsqueeze(1)
         if self.matrix is not None:
             own = z.gather(1, j)
-            z.add_(self.matrix[y].movedim(-1, 1)).scatter_(1, j, own)
+            if self.matrix.stride(0) == 0:  # one row for all targets: none is gathered
+                z.add_(self.matrix[0].view(-1, *[1] * (z.dim() - 2))).scatter_(1, j, own)
+            else:
+                z.add_(self.matrix[y].movedim(-1, 1)).scatter_(1, j, own)
         if isinstance(self.scale, Tensor):
             z.mul_(self.at_row(self.scale, a, b).unsqueeze(1))
         elif self.scale != 1.0:
