@@ -19,7 +19,8 @@ class TrainingState(nn.Module):
 
     def _updates(self, update: bool, x: Tensor) -> bool:
         """Tell whether this call may write: ``x`` is an input that a transform would wrap."""
-        if not (update and self.training and torch.is_grad_enabled()):
+        writes = update and self.training and torch.is_grad_enabled()
+        if not writes or not isinstance(x, Tensor):  # the loss's own checks refuse the latter
             return False
         return torch.compiler.is_compiling() or not (_is_wrapped(x) or _is_legacy_batched(x))
 
