@@ -210,7 +210,7 @@ class Loss(nn.Module):
         self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
     ) -> Tensor:
         if weight is not None:
-            _check_weight_type(weight)
+            check_weight_type("weight", weight)
             if self.separable:
                 inputs = self._without_absent(inputs, weight)
         if self.upcast:
@@ -314,10 +314,6 @@ def _checked_normalizer(normalizer: float | Tensor, dtype: torch.dtype) -> float
 def _check_divisor(number: float) -> None:
     if number == 0.0 or not math.isfinite(number):
         raise ValueError(f"normalizer: expected a finite number other than 0, got {number!r}")
-
-
-def _check_weight_type(weight: object) -> None:
-    check_weight_type("weight", weight)
 
 
 def _check_weight(weight: Tensor, shape: torch.Size, values: Tensor) -> None:
@@ -624,7 +620,7 @@ class ClassificationLoss(Loss):
         else:
             check_integers("target", target, "integer class indices")
         if weight is not None:
-            _check_weight_type(weight)
+            check_weight_type("weight", weight)
             _check_weight(weight, rows, target)
         dtypes = [x.dtype for x in (target, weight, class_weight) if x is not None]
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
@@ -667,7 +663,7 @@ class ClassificationLoss(Loss):
         target = others.pop(self._target_at - 1)
         axis = self._check_inputs(logits, target)
         if weight is not None:
-            _check_weight_type(weight)
+            check_weight_type("weight", weight)
             _check_weight(weight, logits.shape[:axis] + logits.shape[axis + 1 :], logits)
         evaluate = self._soft if target.dtype.is_floating_point else self._hard
         values, weight, denominators = evaluate(logits, target, others, weight, axis)

@@ -737,7 +737,7 @@ def _shard_tiles(f: Tensor, y: Tensor, shard: _Shard) -> Iterator[tuple[slice, T
     kind = "cpu" if f.device.type == "cpu" else "other"
     step = max(1, TILE_BYTES[kind] // (f.shape[1] * dtype.itemsize))
     at = (y - shard.first).unsqueeze(1)
-    inside = (at >= 0) & (at < f.shape[1]) & (y >= 0).unsqueeze(1)
+    inside = (at >= 0) & (at < f.shape[1])  # -1, not there, is in none
     at = at.clamp(0, f.shape[1] - 1)
     for a in range(0, len(y), step):
         rows = slice(a, a + step)
@@ -764,12 +764,16 @@ class _ShardedRows(torch.autograd.Function):
         for rows, z, target in _shard_tiles(f, y, shard):
             own = torch.where(target.inside, z.gather(1, target.at), 0.0)
             z -= top[rows].unsqueeze(1)
-            sums[3, rows], sums[4, rows] = own.squeeze(1), z.sum(1)
-            target.put(z, 0.0)
-            sums[2, rows] = z.expm1().sum(1)
+            sums[3, rows] = own.squeeze(1)
+            if GAPS in names:
+                sums[4, rows] = z.sum(1)
+            if CHANCE_ODDS in names:
+                target.put(z, 0.0)
+                sums[2, rows] = z.expm1().sum(1)
             target.put(z, -math.inf)
             sums[0, rows] = z.exp_().sum(1)
-            sums[1, rows] = z.square_().sum(1)
+            if RIVAL_SQUARES in names:
+                sums[1, rows] = z.square_().sum(1)
         part, squares, excess, own, total = _distributed.sum_over_ranks(sums, shard.group)
         t = (top - own) + part.log()
         gaps = total + shard.num_classes * (top - own)

@@ -25,11 +25,16 @@ from lossary._base import (
     Loss,
     LossOptions,
     _check_weight,
-    _check_weight_type,
     _upcast,
     present_rows,
 )
-from lossary._checks import check_floating, check_like, check_positive, check_tensor
+from lossary._checks import (
+    check_floating,
+    check_like,
+    check_positive,
+    check_tensor,
+    check_weight_type,
+)
 from lossary._numerics import softplus
 from lossary._properties import Properties
 from lossary._softmax import readable, target_log_odds
@@ -152,7 +157,7 @@ class IBPRobustCrossEntropyLoss(ClassificationLoss):
             raise ValueError("class_weight: expected None, as margins are of no class, got one")
         target = torch.zeros_like(margins.select(axis, 0), dtype=torch.long)
         if weight is not None:
-            _check_weight_type(weight)
+            check_weight_type("weight", weight)
             _check_weight(weight, target.shape, margins)
             target = target.masked_fill(weight == 0, -1)
         worst = -_upcast(present_rows(margins, target, axis % n, "a margin"))

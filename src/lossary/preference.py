@@ -53,7 +53,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lossary._base import Loss, LossOptions, _check_weight, _check_weight_type, _upcast
+from lossary._base import Loss, LossOptions, _check_weight, _upcast
 from lossary._checks import (
     check_choice,
     check_device,
@@ -62,6 +62,7 @@ from lossary._checks import (
     check_number,
     check_positive,
     check_tensor,
+    check_weight_type,
 )
 from lossary._distributed import check_group, sum_over_ranks
 from lossary._numerics import expm1, log1mexp, softplus
@@ -2836,7 +2837,7 @@ class CPLLoss(Loss):
             missing = names[references[0] is not None]
             raise ValueError(f"{missing}: expected a tensor, as for its counterpart, got None")
         if weight is not None:
-            _check_weight_type(weight)
+            check_weight_type("weight", weight)
             _check_weight(weight, label.shape, label)
         _check_probability("label", label, weight)
         return super()._evaluate(inputs, weight, normalizer)

@@ -19,7 +19,6 @@ from lossary._base import (
     Loss,
     LossOptions,
     _check_weight,
-    _check_weight_type,
     _upcast,
 )
 from lossary._checks import (
@@ -33,6 +32,7 @@ from lossary._checks import (
     check_number,
     check_positive,
     check_tensor,
+    check_weight_type,
 )
 from lossary._layouts import Layout, LinearLogits
 from lossary._numerics import softplus
@@ -486,7 +486,7 @@ class _SequenceLoss(Loss):
         first, like = next(iter(inputs.items()))
         check_floating(first, like)
         if weight is not None:
-            _check_weight_type(weight)
+            check_weight_type("weight", weight)
             _check_weight(weight, like.shape, like)
         for name, x in inputs.items():
             if name.endswith("lengths"):
