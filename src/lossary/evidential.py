@@ -25,19 +25,18 @@ from torch import Tensor, nn
 
 from lossary import _softmax
 from lossary._base import (
-    HALF,
     ClassificationLoss,
     ClassOptions,
     Loss,
     LossOptions,
     check_class_indices,
     checked_counts,
+    present_rows,
 )
 from lossary._checks import (
     check_choice,
     check_device,
     check_floating,
-    check_in_memory,
     check_int,
     check_like,
     check_number,
@@ -194,12 +193,10 @@ class EvidentialLoss(ClassificationLoss):
         self, logits: Tensor, target: Tensor, step: float | Tensor | None = None
     ) -> Tensor:
         """Return the loss of every sample, unreduced."""
-        check_in_memory(logits, "a loss of every class's evidence")
         axis = self._class_axis(logits)
         weight = self._annealed(step)
-        z = logits.movedim(axis, -1).double()
-        if target is not None:
-            z = z.masked_fill((target < 0).unsqueeze(-1), 0.0)
+        f = present_rows(logits, target, axis, "a loss of every class's evidence")
+        z = f.movedim(axis, -1).double()
         evidence = self._evidence(z)
         own = None
         if target is not None:
@@ -215,7 +212,7 @@ class EvidentialLoss(ClassificationLoss):
             rivals = of_rivals(_divergence_term(log_a))
             log_s = torch.log1p(of_rivals(1.0 + evidence))
             values = values + weight * _divergence(rivals, log_s, z.shape[-1])
-        dtype = torch.float32 if logits.dtype in HALF else logits.dtype
+        dtype = _softmax._compute_dtype(logits)
         return (values.movedim(-1, axis) if own is None else values).to(dtype)
 
     def _expected_loss(
@@ -574,7 +571,7 @@ class EvidentialEngagementWeighting(nn.Module):
         open_ = torch.logaddexp(log_u[:-1], log_u[1:] + log_sure[:-1])
         step = torch.cat((log_u[:1], log_u[1:] - torch.logaddexp(agreed, open_)))
         weights = torch.cat((torch.zeros_like(step[:1]), step.cumsum(0))).exp()
-        return weights.to(torch.float32 if logits.dtype in HALF else logits.dtype)
+        return weights.to(_softmax._compute_dtype(logits))
 
     def combine(self, logits: Tensor) -> Tensor:
         """Return the logits of all experts as one, (N, K)."""
@@ -646,4 +643,4 @@ class DempsterShaferCombination(nn.Module):
         num_classes = alpha.shape[-1]
         factors = torch.log1p((alpha.double() - 1.0) / num_classes)
         combined = 1.0 + num_classes * torch.expm1(factors.sum(0))
-        return combined.to(torch.float32 if alpha.dtype in HALF else alpha.dtype)
+        return combined.to(_softmax._compute_dtype(alpha))

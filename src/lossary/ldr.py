@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lossary import _softmax
-from lossary._base import HALF, ClassificationLoss, ClassOptions, present_rows
+from lossary._base import ClassificationLoss, ClassOptions, _upcast, present_rows
 from lossary._checks import check_choice, check_in_memory, check_int, check_number, check_positive
 from lossary._numerics import softplus
 from lossary._properties import Properties
@@ -545,7 +545,7 @@ class ALDRKLLoss(ClassificationLoss, PerSampleState):
         if self.normalize is not None:
             logits = present_rows(logits, target, axis, "normalize")
             logits = _normalized(logits, axis, self.normalize)
-        dtype = torch.float32 if logits.dtype in HALF else logits.dtype
+        dtype = _softmax._compute_dtype(logits)
         lam = self._bounded(self._stored("sample_lam", index, dtype))
         if target is not None and self._updates(update, logits):
             for _ in range(self.n_iter):
@@ -791,10 +791,6 @@ def _largest(w: Tensor, k: int) -> Tensor:
     return torch.zeros_like(w, dtype=torch.bool).scatter(-1, w.topk(k, -1).indices, True)
 
 
-def _upcast(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in HALF else x
-
-
 def _rows(logits: Tensor, target: Tensor | None, axis: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the logits with the classes last, the target's logit, and its index.
 
@@ -825,7 +821,7 @@ def _split_margin(
 
 def _within(lam: float, logits: Tensor) -> float:
     """Return lam, or the end that it cannot be told from: neither lam nor 1/lam may overflow."""
-    tiny = torch.finfo(torch.float32 if logits.dtype in HALF else logits.dtype).tiny
+    tiny = torch.finfo(_softmax._compute_dtype(logits)).tiny
     return 0.0 if lam < tiny else math.inf if lam > 1.0 / tiny else lam
 
 
@@ -845,7 +841,7 @@ def _checked_margin(margin: Tensor) -> Tensor:
 
 
 def _normalized(logits: Tensor, axis: int, normalize: str) -> Tensor:
-    f = _upcast(logits)
+    f: Tensor = _upcast(logits)
     if normalize != "l1":
         f = softplus(f)
     # A sum and a product of the logits: the backward of their mean and quotient holds a third more.

@@ -18,7 +18,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from lossary._base import HALF, ClassificationLoss, ClassOptions, expectation
+from lossary._base import ClassificationLoss, ClassOptions, _upcast, expectation, present_rows
 from lossary._checks import check_choice, check_in_memory, check_like, check_number, check_positive
 from lossary._layouts import Layout
 from lossary._numerics import expm1, softplus
@@ -609,12 +609,9 @@ class RobustLogLoss(ClassificationLoss):
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""
-        check_in_memory(logits, "the logarithm of every class")
         axis = self._class_axis(logits)
-        f = logits.float() if logits.dtype in HALF else logits
+        f: Tensor = _upcast(present_rows(logits, target, axis, "the logarithm of every class"))
         j = None if target is None else target.clamp(min=0).unsqueeze(axis)
-        if target is not None:
-            f = torch.where((target < 0).unsqueeze(axis), 0.0, f)
         # Both from one copy, so that the sum of their gradients is rounded once.
         miss = -expm1(-softplus(self.log_odds(f, target)))
         terms = torch.log1p(torch.softmax(f, axis) / self.alpha)
@@ -802,8 +799,7 @@ class JensenShannonLoss(ClassificationLoss):
         for i, view in enumerate(further):
             check_in_memory(view, "the agreement of several views")
             check_like(f"logits[{i + 1}]", view, "logits[0]", logits)
-        stacked = torch.stack([logits, *[x.to(logits.dtype) for x in further]])
-        stacked = stacked.float() if stacked.dtype in HALF else stacked
+        stacked = _upcast(torch.stack([logits, *[x.to(logits.dtype) for x in further]]))
         stacked = stacked.masked_fill(absent, 0.0)
         # An impossible class has log p = -inf and p = 0: their product counts as 0.
         log_p = torch.log_softmax(stacked, axis + 1).clamp(min=torch.finfo(stacked.dtype).min)
@@ -1033,8 +1029,8 @@ class ActivePassiveLoss(ClassificationLoss):
             found = dict(zip(names, self.statistics(logits, target, names), strict=True))
             num_classes = logits.shape[self._class_axis(logits)]
             logits = _Found((*target.shape, num_classes), found)  # type: ignore[assignment]
-        elif isinstance(logits, Tensor) and logits.dtype in HALF:
-            logits = logits.float()  # here, so that the sum of the gradients is rounded once
+        elif isinstance(logits, Tensor):
+            logits = _upcast(logits)  # here, so that the sum of the gradients is rounded once
         active: Tensor = self.active.per_sample(logits, target)
         passive: Tensor = self.passive.per_sample(logits, target)
         return self.alpha * active + self.beta * passive
