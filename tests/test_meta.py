@@ -131,6 +131,8 @@ FLOORS = [
     "_state",
     "_layouts",
     "_base",
+    "_sequence_base",
+    "_pairwise",
 ]
 
 

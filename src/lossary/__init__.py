@@ -4,6 +4,7 @@ from lossary import testing as testing
 from lossary._base import ClassificationLoss, Loss
 from lossary._distributed import global_normalizer
 from lossary._layouts import LinearLogits, ShardedLogits
+from lossary._pairwise import PairwisePreferenceLoss
 from lossary._properties import Properties
 from lossary.adaptation import SymmetricConsistencyLoss
 from lossary.aggregate import AggregateResponseLoss
@@ -82,30 +83,24 @@ from lossary.noisy_labels import (
 from lossary.preference import (
     AOTLoss,
     APOLoss,
-    BCOLoss,
     BCOPairLoss,
-    CPLLoss,
-    CPOLoss,
     DiscoPOPLoss,
     DPOLoss,
     DPOPLoss,
     EXOLoss,
     HingePreferenceLoss,
     IPOLoss,
-    KTOLoss,
-    LogicPreferenceLoss,
     NCALoss,
-    ORPOLoss,
-    PairwisePreferenceLoss,
     RDPOLengthLoss,
     RobustDPOLoss,
     RPOLoss,
-    SimPOLoss,
     SPPOLoss,
     SRPOLoss,
     WPOWeighting,
 )
+from lossary.reference_free import CPOLoss, LogicPreferenceLoss, ORPOLoss, SimPOLoss
 from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
+from lossary.segments import CPLLoss
 from lossary.sequences import (
     SequenceNLLLoss,
     ld_sequence_logps,
@@ -126,6 +121,7 @@ from lossary.theory import (
     comp_sum_transform,
     logistic_regret_bound,
 )
+from lossary.unpaired import BCOLoss, KTOLoss
 
 __all__ = [
     "ALDRKLLoss",

@@ -47,207 +47,31 @@ WPO in TRL 1.x; 0.19                            WPOWeighting(None); WPOWeighting
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from lossary._base import Loss, LossOptions, _check_weight, _upcast
-from lossary._checks import (
-    check_choice,
-    check_device,
-    check_floating,
-    check_like,
-    check_number,
-    check_positive,
-    check_tensor,
-    check_weight_type,
+from lossary._base import LossOptions, _upcast
+from lossary._checks import check_choice, check_floating, check_like, check_number, check_positive
+from lossary._numerics import softplus
+from lossary._pairwise import (
+    LOGPS,
+    SOURCE_OF_DPO,
+    PairwisePreferenceLoss,
+    PerTokenPreferenceLoss,
+    binary_entropy,
+    exponential,
+    logistic,
+    normalized_logps,
+    steepest,
 )
-from lossary._distributed import check_group, sum_over_ranks
-from lossary._numerics import expm1, log1mexp, softplus
 from lossary._properties import Properties
-from lossary._softmax import readable
+from lossary._sequence_base import check_probability, present_tokens
 from lossary._state import RunningMean
-from lossary.sequences import _SequenceLoss
-
-_SOURCE = "Rafailov et al. 2023; Mitchell 2023"
-#: The rows of a truth table of two answers, and statements: where they hold, where they fail.
-_ROWS = ("TT", "TF", "FT", "FF")
-_STATEMENTS = {
-    "ce": (("TT", "TF"), ("FT", "FF")),
-    "ce_unl": (("TF",), ("TT", "FT", "FF")),
-    "cpo": (("TT", "TF"), ("TT", "FT")),
-    "orpo": (("TF",), ("FT",)),
-    "un_cpo": (("TT", "TF", "FF"), ("FT",)),
-    "c_cpo": (("TT", "TF"), ("FT",)),
-}
-_NAMES = (
-    "policy_chosen_logps",
-    "policy_rejected_logps",
-    "reference_chosen_logps",
-    "reference_rejected_logps",
-)
 
 
-class PairwisePreferenceLoss(_SequenceLoss):
-    r"""Base class of the losses of a pair of answers, of which one is preferred.
-
-    .. math:: \ell = \operatorname{pair\_loss}(\rho_w, \rho_l), \qquad
-              \rho_w = \log \pi(y_w) - \log \pi_{\text{ref}}(y_w), \qquad
-              \rho_l = \log \pi(y_l) - \log \pi_{\text{ref}}(y_l)
-
-    A subclass writes one method, ``pair_loss(self, chosen, rejected)``, of the two log-ratios. The
-    checks, the differences, weights and reductions are here. A loss of further inputs overrides
-    ``per_sample`` instead, with these as the first ones; what it calls ``..._logps`` and
-    ``..._lengths`` is checked too.
-
-    Args:
-        beta: beta > 0, finite: how strongly the policy is held to the reference; a small beta lets
-            it go far. Default 0.1.
-        reference_free: take the policy's log-probabilities themselves as log-ratios, and leave the
-            reference's unused. Default ``False``; without reference inputs it is so anyway.
-        reduction: see :class:`lossary.Loss`.
-
-    Shape:
-        policy_chosen_logps, policy_rejected_logps and, both or none, reference_chosen_logps,
-        reference_rejected_logps: one shape, (N, ...), one number per sequence. Values likewise.
-
-    Note:
-        The inputs are SUMS over the tokens of a completion, unless a loss says otherwise: averages
-        are smaller by a factor of hundreds, and so are the gradients. Half precision is cast to
-        float32 before any difference: a sum of -1000 has a spacing of 4 in bfloat16, so compute
-        sums in float32, as :func:`lossary.sequence_logps` does. The reference is not detached
-        here: compute it under ``torch.no_grad()``.
-
-    Raises:
-        ValueError: inputs of different shapes or devices, one of the two reference inputs only,
-            ``beta`` not positive and finite.
-        TypeError: inputs that are not floating-point tensors, ``beta`` not a number.
-
-    Example:
-        >>> import torch
-        >>> from lossary import PairwisePreferenceLoss
-        >>> class SquaredMarginLoss(PairwisePreferenceLoss):
-        ...     def pair_loss(self, chosen, rejected):
-        ...         return (self.beta * (chosen - rejected) - 1.0).square()
-        >>> chosen, rejected = torch.tensor([-12.0, -9.0]), torch.tensor([-14.0, -8.0])
-        >>> reference = torch.tensor([-13.0, -9.0]), torch.tensor([-11.0, -11.0])
-        >>> loss = SquaredMarginLoss(beta=0.1)
-        >>> loss(chosen, rejected, *reference)
-        tensor(1.0250)
-        >>> loss.implicit_rewards(chosen, rejected, *reference)
-        (tensor([0.1000, 0.0000]), tensor([-0.3000,  0.3000]))
-    """
-
-    pair_loss: Callable[[Tensor, Tensor], Tensor]
-
-    def __init__(
-        self,
-        beta: float = 0.1,
-        reference_free: bool = False,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(**options)
-        self.beta = check_positive("beta", beta)
-        check_choice("reference_free", reference_free, (True, False))
-        self.reference_free = reference_free
-
-    def per_sample(
-        self,
-        policy_chosen_logps: Tensor,
-        policy_rejected_logps: Tensor,
-        reference_chosen_logps: Tensor | None = None,
-        reference_rejected_logps: Tensor | None = None,
-    ) -> Tensor:
-        """Return the loss of every pair, unreduced."""
-        ratios = self.log_ratios(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            reference_chosen_logps,
-            reference_rejected_logps,
-        )
-        return self.pair_loss(*ratios)
-
-    def log_ratios(
-        self,
-        policy_chosen_logps: Tensor,
-        policy_rejected_logps: Tensor,
-        reference_chosen_logps: Tensor | None = None,
-        reference_rejected_logps: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the log-ratios of the chosen and of the rejected answers to the reference."""
-        policy = _upcast(policy_chosen_logps), _upcast(policy_rejected_logps)
-        if self.reference_free or reference_chosen_logps is None:
-            return policy
-        return policy[0] - _upcast(reference_chosen_logps), policy[1] - _upcast(
-            reference_rejected_logps
-        )
-
-    def implicit_rewards(
-        self,
-        policy_chosen_logps: Tensor,
-        policy_rejected_logps: Tensor,
-        reference_chosen_logps: Tensor | None = None,
-        reference_rejected_logps: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return beta times the log-ratios, chosen and rejected, detached: rewards for logging.
-
-        Their difference is the margin, and where it is positive the pair is ranked right. They are
-        not divided by lengths.
-        """
-        inputs = (
-            policy_chosen_logps,
-            policy_rejected_logps,
-            reference_chosen_logps,
-            reference_rejected_logps,
-        )
-        named = dict(zip(_NAMES, inputs, strict=True))
-        # Not every loss takes a reference.
-        given = {k: x for k, x in named.items() if x is not None or k in _NAMES[:2]}
-        self._check_inputs(given, None)
-        chosen, rejected = self.log_ratios(*inputs)
-        return self.beta * chosen.detach(), self.beta * rejected.detach()
-
-    def _check_inputs(self, inputs: dict[str, Any], weight: Tensor | None) -> None:
-        super()._check_inputs(inputs, weight)
-        one, other = (inputs.get(name) for name in _NAMES[2:])
-        if (one is None) != (other is None):
-            given, missing = _NAMES[2:] if other is None else _NAMES[:1:-1]
-            raise ValueError(f"{missing}: expected a tensor, as for {given}, got None")
-
-
-class _PerTokenPreferenceLoss(PairwisePreferenceLoss):
-    """A loss of log-ratios that ``length_normalize`` divides by the lengths of the completions."""
-
-    length_normalize: bool
-
-    def per_sample(
-        self,
-        policy_chosen_logps: Tensor,
-        policy_rejected_logps: Tensor,
-        reference_chosen_logps: Tensor | None = None,
-        reference_rejected_logps: Tensor | None = None,
-        chosen_lengths: Tensor | None = None,
-        rejected_lengths: Tensor | None = None,
-    ) -> Tensor:
-        """Return the loss of every pair, unreduced."""
-        chosen, rejected = self.log_ratios(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            reference_chosen_logps,
-            reference_rejected_logps,
-        )
-        if chosen_lengths is not None and rejected_lengths is not None:
-            chosen = self._per_token(chosen, chosen_lengths)
-            rejected = self._per_token(rejected, rejected_lengths)
-        return self.pair_loss(chosen, rejected)
-
-    def _lengths_needed(self) -> tuple[bool, str]:
-        return self.length_normalize, f"length_normalize={self.length_normalize}"
-
-
-class DPOLoss(_PerTokenPreferenceLoss):
+class DPOLoss(PerTokenPreferenceLoss):
     r"""Direct preference optimisation (DPO), with label smoothing (cDPO) and f-divergences.
 
     .. math:: \ell = -(1 - \varepsilon) \log \sigma(z) - \varepsilon \log \sigma(-z), \qquad
@@ -367,14 +191,14 @@ class DPOLoss(_PerTokenPreferenceLoss):
     def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return the loss of every pair from its two log-ratios, divided by lengths already."""
         d = self._score(chosen) - self._score(rejected)
-        return _logistic(self.beta * d, self.label_smoothing)
+        return logistic(self.beta * d, self.label_smoothing)
 
     def _score(self, ratio: Tensor) -> Tensor:
         """Return s(ratio), less a constant that cancels, so that alpha = 1 needs no limit."""
         if self.f_divergence == "js":
             return -softplus(-ratio)
         a = {"reverse_kl": 0.0, "forward_kl": -1.0}.get(self.f_divergence, self.alpha - 1.0)
-        return _exponential(ratio, a)
+        return exponential(ratio, a)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
@@ -393,9 +217,9 @@ class DPOLoss(_PerTokenPreferenceLoss):
             unknown["smoothness"] = "smooth up to where the exponent stops, with a kink there"
         return Properties(
             convex=True if linear else None,
-            lower=_entropy(eps) if linear else None,
+            lower=binary_entropy(eps) if linear else None,
             upper=None if steep else math.inf,
-            lipschitz=_steepest(self.beta, eps) if linear or name == "js" else None,
+            lipschitz=steepest(self.beta, eps) if linear or name == "js" else None,
             smoothness=math.inf if linear or name == "js" else None,
             minimiser="sigmoid(z) = p (1 - eps) + (1 - p) eps, w preferred with probability p",
             limits=(
@@ -406,7 +230,7 @@ class DPOLoss(_PerTokenPreferenceLoss):
             ),
             counterexamples={"upper": (-1.0, *others)},
             unknown=unknown,
-            source=f"{_SOURCE}; Wang et al. 2023",
+            source=f"{SOURCE_OF_DPO}; Wang et al. 2023",
         )
 
 
@@ -493,12 +317,12 @@ class RobustDPOLoss(PairwisePreferenceLoss):
             convex=True,
             lower=-math.inf if self.flip_rate else 0.0,
             upper=math.inf,
-            lipschitz=_steepest(self.beta, 0.0) * (1.0 + self._excess()),
+            lipschitz=steepest(self.beta, 0.0) * (1.0 + self._excess()),
             smoothness=math.inf,
             minimiser="sigmoid(z) = p, w preferred with probability p and then flipped",
             limits=(("flip_rate = 0", "DPOLoss"),),
             counterexamples={"lower": (1.0, 0.0, 0.0, 0.0), "upper": (-1.0, 0.0, 0.0, 0.0)},
-            source=f"{_SOURCE}; Chowdhury, Kini, Natarajan 2024",
+            source=f"{SOURCE_OF_DPO}; Chowdhury, Kini, Natarajan 2024",
         )
 
 
@@ -619,14 +443,14 @@ class RPOLoss(PairwisePreferenceLoss):
 
     def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return the DPO term of every pair from its two log-ratios."""
-        return _logistic(self.beta * (chosen - rejected), self.label_smoothing)
+        return logistic(self.beta * (chosen - rejected), self.label_smoothing)
 
     def _bonus(self, logps: Tensor, lengths: Tensor | None) -> Tensor:
         """Return the likelihood term, of the sign of the log-probabilities."""
         return (
             self.eta
             * (self.beta if self.nll == "sum" else 1.0)
-            * _likelihood(logps, lengths, self.nll)
+            * normalized_logps(logps, lengths, self.nll)
         )
 
     def _lengths_needed(self) -> tuple[bool, str]:
@@ -638,17 +462,17 @@ class RPOLoss(PairwisePreferenceLoss):
         extra = self.eta * (self.beta if self.nll == "sum" else 1.0)
         return Properties(
             convex=True,
-            lower=-math.inf if self.eta else _entropy(self.label_smoothing),
+            lower=-math.inf if self.eta else binary_entropy(self.label_smoothing),
             upper=math.inf,
-            lipschitz=_steepest(self.beta, self.label_smoothing) + extra,
+            lipschitz=steepest(self.beta, self.label_smoothing) + extra,
             smoothness=math.inf,
             limits=(("eta = 0", "DPOLoss"),),
             counterexamples={"lower": (1.0, *others), "upper": (-1.0, *others)},
-            source=f"{_SOURCE}; Liu et al. 2024",
+            source=f"{SOURCE_OF_DPO}; Liu et al. 2024",
         )
 
 
-class IPOLoss(_PerTokenPreferenceLoss):
+class IPOLoss(PerTokenPreferenceLoss):
     r"""Identity preference optimisation (IPO): regression of the log-ratio margin on a fixed gap.
 
     .. math:: \ell = \Bigl(d - \frac{1}{2 \tau}\Bigr)^2, \qquad d = \rho_w - \rho_l
@@ -843,7 +667,7 @@ class HingePreferenceLoss(PairwisePreferenceLoss):
             convex=True,
             lower=-math.inf if self.nll_coef else 0.0,
             upper=math.inf,
-            lipschitz=_steepest(self.beta, 0.0) + self.nll_coef,
+            lipschitz=steepest(self.beta, 0.0) + self.nll_coef,
             smoothness=0,
             counterexamples={"lower": (1.0, *others), "upper": (-1.0, *others)},
             source="Zhao et al. 2023; Liu et al. 2023",
@@ -1134,7 +958,7 @@ class BCOPairLoss(PairwisePreferenceLoss, RunningMean):
         return Properties(
             convex=True,
             upper=math.inf,
-            lipschitz=_steepest(self.beta, 0.0),
+            lipschitz=steepest(self.beta, 0.0),
             smoothness=math.inf,
             counterexamples={"upper": (-1.0, 0.0, 0.0, 0.0)},
             unknown={"lower": "0, but in the chosen answer alone it depends on the other"},
@@ -1247,8 +1071,8 @@ class SPPOLoss(PairwisePreferenceLoss):
         for name, x in (("win_prob", win), ("lose_prob", lose)):
             if x is not None:
                 check_floating(name, x)
-                check_like(name, x, _NAMES[0], inputs[_NAMES[0]])
-                _check_probability(name, x, weight)
+                check_like(name, x, LOGPS[0], inputs[LOGPS[0]])
+                check_probability(name, x, weight)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees."""
@@ -1450,7 +1274,7 @@ class AOTLoss(PairwisePreferenceLoss):
 
     def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return the loss of every rank from u and v, sorted already."""
-        return _logistic(self.beta * (chosen - rejected), self.label_smoothing)
+        return logistic(self.beta * (chosen - rejected), self.label_smoothing)
 
     def _check_inputs(self, inputs: dict[str, Any], weight: Tensor | None) -> None:
         super()._check_inputs(inputs, weight)
@@ -1458,9 +1282,9 @@ class AOTLoss(PairwisePreferenceLoss):
             raise ValueError(
                 "weight: expected None, as values are of ranks and not of pairs, got a tensor"
             )
-        if inputs[_NAMES[0]].dim() != 1:
+        if inputs[LOGPS[0]].dim() != 1:
             raise ValueError(
-                f"{_NAMES[0]}: expected shape (N,), got {tuple(inputs[_NAMES[0]].shape)}"
+                f"{LOGPS[0]}: expected shape (N,), got {tuple(inputs[LOGPS[0]].shape)}"
             )
 
     def properties(self) -> Properties:
@@ -1469,7 +1293,7 @@ class AOTLoss(PairwisePreferenceLoss):
         others = (zero, order, zero) if self.paired else (order, zero, zero)
         return Properties(
             convex=False,
-            lower=_entropy(self.label_smoothing),
+            lower=binary_entropy(self.label_smoothing),
             upper=math.inf,
             smoothness=0,
             limits=(("N = 1", "DPOLoss"),),
@@ -1556,7 +1380,7 @@ class DiscoPOPLoss(PairwisePreferenceLoss):
             convex=False if bent else None,
             lower=0.0,
             upper=math.inf,
-            lipschitz=_steepest(self.beta, 0.0) * max(2.0, 1.0 / self.tau),
+            lipschitz=steepest(self.beta, 0.0) * max(2.0, 1.0 / self.tau),
             smoothness=math.inf,
             limits=(("tau -> 0, z < 0", "DPOLoss"),),
             counterexamples={
@@ -1731,7 +1555,7 @@ class RDPOLengthLoss(PairwisePreferenceLoss):
             convex=True,
             lower=0.0,
             upper=math.inf,
-            lipschitz=_steepest(self.beta, 0.0),
+            lipschitz=steepest(self.beta, 0.0),
             smoothness=math.inf,
             limits=(("alpha = 0", "DPOLoss"), ("equal lengths", "DPOLoss")),
             counterexamples={"upper": (-1.0, 0.0, 0.0, 0.0, 1, 1)},
@@ -1859,1005 +1683,6 @@ class SRPOLoss(PairwisePreferenceLoss):
         )
 
 
-class _AveragePreferenceLoss(PairwisePreferenceLoss):
-    """A loss of average log-probabilities without a reference; of sums and lengths on demand."""
-
-    average: bool
-
-    def per_sample(
-        self,
-        policy_chosen_logps: Tensor,
-        policy_rejected_logps: Tensor,
-        chosen_lengths: Tensor | None = None,
-        rejected_lengths: Tensor | None = None,
-    ) -> Tensor:
-        """Return the loss of every pair, unreduced."""
-        chosen, rejected = self.log_ratios(policy_chosen_logps, policy_rejected_logps)
-        if chosen_lengths is not None and rejected_lengths is not None:
-            chosen = self._per_token(chosen, chosen_lengths)
-            rejected = self._per_token(rejected, rejected_lengths)
-        return self.pair_loss(chosen, rejected)
-
-    def _set_average(self, average: object) -> None:
-        check_choice("average", average, (True, False))
-        self.average = bool(average)
-
-    def _lengths_needed(self) -> tuple[bool, str]:
-        return not self.average, f"average={self.average}"
-
-
-class SimPOLoss(_AveragePreferenceLoss):
-    r"""Simple preference optimisation (SimPO): no reference, per token, with a target margin.
-
-    .. math:: \ell = -(1 - \varepsilon) \log \sigma(m) - \varepsilon \log \sigma(-m), \qquad
-              m = \beta (r_w - r_l) - \gamma, \qquad
-              r = x \quad\text{or}\quad r = \frac{1 - e^{-\alpha x}}{\alpha}
-
-    with x the average log-probability of a token of the answer. It is the number by which
-    decoding ranks, it does not grow with the length, and it saves the reference model. With
-    ``alpha`` it is AlphaPO, whose reward is bent: for alpha > 0 unlikely answers count for more.
-
-    Args:
-        beta: beta > 0, finite. Default 2.
-        gamma: the margin that is asked for, finite. Default 0.5.
-        alpha: finite; 0, the default, is SimPO.
-        label_smoothing: the epsilon above, in [0, 1). Default 0.
-        average: ``True`` (default) where the inputs are averages already, ``False`` where they are
-            sums and come with lengths.
-        reduction: see :class:`lossary.Loss`.
-
-    Shape:
-        policy_chosen_logps, policy_rejected_logps (N, ...): AVERAGES over the tokens of a
-        completion, as of ``sequence_logps(..., average=True)``; with ``average=False`` SUMS, and
-        chosen_lengths, rejected_lengths of the same shape, integers, float32 or float64. Values of
-        the same shape.
-
-    Properties:
-        alpha = 0: convex in both together, infinitely smooth, l >= H(eps), the binary entropy,
-        unbounded above; the gradient in the two has a norm below sqrt(2) beta max(1 - eps, eps),
-        for sums divided by the lengths. Other alpha: convex in m, not in both together. Unchanged
-        when both averages move by the same number, for alpha = 0.
-
-    Limits:
-        alpha -> 0: SimPO. gamma = 0, alpha = 0: :class:`DPOLoss` with ``reference_free`` of
-        averages.
-
-    Note:
-        Which code is which: the authors' ``gamma_beta_ratio`` is gamma/beta, 0.25 by default;
-        TRL's ``simpo_gamma`` is gamma. From expm1, so that small alpha lose nothing; the exponent
-        stops at 80, or 700 in float64, as in :class:`DPOLoss`.
-
-    Raises:
-        ValueError: ``beta`` not positive and finite, ``gamma`` or ``alpha`` not finite,
-            ``label_smoothing`` outside [0, 1), ``average`` not a bool; inputs of different shapes,
-            lengths below 1 (on CPU tensors, where looking costs nothing; elsewhere they count as
-            1).
-        TypeError: hyper-parameters not numbers; inputs not floating point; lengths missing with
-            ``average=False``, given without, not numbers, or in half precision.
-
-    Reference:
-        Meng, Xia, Chen, "SimPO: Simple Preference Optimization with a Reference-Free Reward", 2024.
-        Gupta et al., "AlphaPO: Reward Shape Matters for LLM Alignment", 2025, for ``alpha``.
-        Verified against the authors' code of SimPO and TRL.
-
-    Example:
-        >>> import torch
-        >>> from lossary import SimPOLoss
-        >>> chosen, rejected = torch.tensor([-1.2, -0.9]), torch.tensor([-1.4, -0.8])
-        >>> SimPOLoss()(chosen, rejected)
-        tensor(0.9238)
-        >>> loss = SimPOLoss(average=False)
-        >>> loss(10 * chosen, 5 * rejected, torch.tensor([10, 10]), torch.tensor([5, 5]))
-        tensor(0.9238)
-    """
-
-    def __init__(
-        self,
-        beta: float = 2.0,
-        gamma: float = 0.5,
-        alpha: float = 0.0,
-        label_smoothing: float = 0.0,
-        average: bool = True,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(beta, **options)
-        finite = {"low_open": True, "high_open": True}
-        self.gamma = check_number("gamma", gamma, -math.inf, math.inf, **finite)
-        self.alpha = check_number("alpha", alpha, -math.inf, math.inf, **finite)
-        self.label_smoothing = check_number(
-            "label_smoothing", label_smoothing, 0.0, 1.0, high_open=True
-        )
-        self._set_average(average)
-
-    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Return the loss of every pair from its two averages."""
-        r = _exponential(chosen, -self.alpha) - _exponential(rejected, -self.alpha)
-        return _logistic(self.beta * r - self.gamma, self.label_smoothing)
-
-    def properties(self) -> Properties:
-        """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
-        eps = self.label_smoothing
-        unknown = {}
-        if self.alpha:
-            unknown = {
-                "convex": "convex in m, not in both log-probabilities together",
-                "lower": "H(eps), but in the chosen answer alone it depends on the other",
-                "upper": "inf, but for alpha < 0 bounded in the chosen answer alone",
-                "lipschitz": "grows like an exponential, until that stops",
-                "smoothness": "smooth up to where the exponent stops, with a kink there",
-            }
-        plain = self.alpha == 0.0
-        others = ([0.0],) if self.average else ([0.0], [1.0], [1.0])
-        return Properties(
-            convex=True if plain else None,
-            lower=_entropy(eps) if plain else None,
-            upper=math.inf if plain else None,
-            lipschitz=_steepest(self.beta, eps) if plain else None,
-            smoothness=math.inf if plain else None,
-            limits=(("alpha -> 0", "SimPO"), ("gamma = 0, alpha = 0", "DPOLoss of averages")),
-            counterexamples={"upper": ([-1.0], *others)},
-            unknown=unknown,
-            source="Meng, Xia, Chen 2024",
-        )
-
-
-class _ProbabilityLoss(_AveragePreferenceLoss):
-    """A loss of probabilities and of their complements, which needs log-probabilities below 0."""
-
-    #: A curve through 0 would not be one of these.
-    of_probabilities = True
-
-    def _check_inputs(self, inputs: dict[str, Any], weight: Tensor | None) -> None:
-        super()._check_inputs(inputs, weight)
-        for name, x in inputs.items():
-            if name.endswith("logps") and x is not None and readable(x):
-                wrong = ~(x <= 0)
-                if weight is not None:
-                    wrong &= weight != 0
-                if bool(wrong.any()):
-                    found = float(x.detach()[wrong][0])
-                    raise ValueError(f"{name}: expected log-probabilities <= 0, got {found:g}")
-
-    @staticmethod
-    def _below_0(x: Tensor) -> Tensor:
-        """Return x, but not so near 0 that the odds, or their slope, are infinite."""
-        return x.clamp(max=-1e-12 if x.dtype == torch.float64 else -1e-6)
-
-
-class ORPOLoss(_ProbabilityLoss):
-    r"""Odds-ratio preference optimisation (ORPO): fine-tuning and preferences in one stage.
-
-    .. math:: \ell = -x_w - \lambda \log \sigma(o_w - o_l), \qquad
-              o = \log \frac{p}{1 - p}, \quad p = e^x
-
-    with x the average log-probability of a token of the answer, so that p is the geometric mean
-    of the tokens' probabilities. Neither a reference model nor a fine-tuned one to start from: the
-    likelihood term teaches the chosen answers, the odds ratio keeps the rejected ones from being
-    learnt beside them.
-
-    Args:
-        lam: lambda > 0, finite: the weight of the odds ratio, TRL's ``beta``. Default 0.1.
-        nll: the likelihood term: ``"sequence_mean"`` (default), -x of each chosen answer;
-            ``"token_mean"``, the mean over all chosen tokens of the batch, which needs
-            ``average=False``; ``"none"`` for the odds ratio alone.
-        average: ``True`` (default) where the inputs are averages already, ``False`` where they are
-            sums and come with lengths.
-        reduction: see :class:`lossary.Loss`.
-
-    Shape:
-        policy_chosen_logps, policy_rejected_logps (N, ...), <= 0: AVERAGES over the tokens of a
-        completion, as of ``sequence_logps(..., average=True)``; with ``average=False`` SUMS, and
-        chosen_lengths, rejected_lengths of the same shape, integers, float32 or float64. Values of
-        the same shape.
-
-    Properties:
-        l > 0, unbounded above, infinitely smooth below 0. Not convex: in the chosen average it is
-        concave where the rejected answer has odds above 1. The slope of the log-odds is
-        1/(1 - e^x), without bound as the rejected answer becomes certain. ``"token_mean"`` couples
-        the batch: a weight scales a pair's own value, its tokens stay in the sum of the lengths.
-
-    Limits:
-        Unlikely answers, p -> 0: the log-odds are the log-probabilities, and it is :class:`CPOLoss`
-        with beta 1. That is what sums given in the place of averages come to.
-
-    Note:
-        Which code is which: TRL and Liger take averages for the odds, and ``nll="token_mean"``. The
-        logarithm of 1 - p is exact for p near 0 and near 1; the average stops at -1e-6, or -1e-12
-        in float64, where odds would be infinite, and has no gradient beyond.
-
-    Raises:
-        ValueError: ``lam`` not positive and finite, unknown ``nll``, ``"token_mean"`` with
-            ``average=True``, ``average`` not a bool; inputs of different shapes,
-            log-probabilities above 0 or lengths below 1 (on CPU tensors, where looking costs
-            nothing).
-        TypeError: ``lam`` not a number; inputs not floating point; lengths missing with
-            ``average=False``, given without, not numbers, or in half precision.
-
-    Reference:
-        Hong, Lee, Thorne, "ORPO: Monolithic Preference Optimization without Reference Model", 2024.
-        Verified against TRL and Liger.
-
-    Example:
-        >>> import torch
-        >>> from lossary import ORPOLoss
-        >>> chosen, rejected = torch.tensor([-1.2, -0.9]), torch.tensor([-1.4, -0.8])
-        >>> ORPOLoss()(chosen, rejected)
-        tensor(1.1175)
-    """
-
-    def __init__(
-        self,
-        lam: float = 0.1,
-        nll: str = "sequence_mean",
-        average: bool = True,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        lam = check_positive("lam", lam)
-        super().__init__(lam, **options)
-        self.lam = lam
-        check_choice("nll", nll, ("sequence_mean", "token_mean", "none"))
-        self._set_average(average)
-        if self.average and nll == "token_mean":
-            raise ValueError("average: expected False with nll='token_mean', got True")
-        self.nll = nll
-        self.separable = nll != "token_mean"  # type: ignore[misc]
-
-    def per_sample(
-        self,
-        policy_chosen_logps: Tensor,
-        policy_rejected_logps: Tensor,
-        chosen_lengths: Tensor | None = None,
-        rejected_lengths: Tensor | None = None,
-    ) -> Tensor:
-        """Return the loss of every pair, unreduced."""
-        chosen, rejected = self.log_ratios(policy_chosen_logps, policy_rejected_logps)
-        likelihood = chosen
-        if chosen_lengths is not None and rejected_lengths is not None:
-            likelihood = _likelihood(chosen, chosen_lengths, self.nll)
-            chosen = self._per_token(chosen, chosen_lengths)
-            rejected = self._per_token(rejected, rejected_lengths)
-        values = self.pair_loss(chosen, rejected)
-        return values if self.nll == "none" else values - likelihood
-
-    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Return the odds-ratio term of every pair from its two averages."""
-        chosen, rejected = self._below_0(chosen), self._below_0(rejected)
-        odds = (chosen - log1mexp(chosen)) - (rejected - log1mexp(rejected))
-        return self.lam * softplus(-odds)
-
-    def properties(self) -> Properties:
-        """Return what this instance guarantees."""
-        further = () if self.average else ([1.0], [1.0])
-        unknown = {
-            "lipschitz": "without bound as the rejected answer becomes certain, not in the chosen",
-            "lower": "0, where log-probabilities are",
-        }
-        return Properties(
-            convex=False,
-            upper=math.inf,
-            smoothness=math.inf,
-            limits=(("p -> 0", "CPOLoss with beta 1"),),
-            counterexamples={
-                "convex": ([-5.0], [-0.02], [math.log(0.9)], *further),
-                "upper": ([-1.0], [-1.0], *further),
-            },
-            unknown=unknown,
-            source="Hong, Lee, Thorne 2024",
-        )
-
-
-class CPOLoss(PairwisePreferenceLoss):
-    r"""Contrastive preference optimisation (CPO): DPO without a reference, plus a likelihood term.
-
-    .. math:: \ell = f(\log \pi(y_w) - \log \pi(y_l)) + c \operatorname{NLL}(y_w), \qquad
-              f(d) = -(1 - \varepsilon) \log \sigma(\beta d) - \varepsilon \log \sigma(-\beta d),
-              \quad \max(0, 1 - \beta d) \quad\text{or}\quad \Bigl(d - \frac{1}{2 \beta}\Bigr)^2
-
-    DPO with a uniform reference, which halves memory and time; the likelihood of the chosen answer
-    takes the reference's place in holding the policy. Proposed for machine translation, where
-    several good translations differ little.
-
-    Args:
-        beta: beta > 0, finite. Default 0.1.
-        bc_coef: the c above, >= 0, finite, TRL's ``cpo_alpha``. Default 1.
-        loss_type: f: ``"sigmoid"`` (default), ``"hinge"`` or ``"ipo"``.
-        label_smoothing: the epsilon above, in [0, 1), of ``"sigmoid"`` only. Default 0.
-        nll: ``"sum"`` (default), ``"token_mean"`` or ``"sequence_mean"``: as in :class:`RPOLoss`.
-        reduction: see :class:`lossary.Loss`.
-
-    Shape:
-        policy_chosen_logps, policy_rejected_logps (N, ...): SUMS over the tokens of a completion,
-        for every ``nll``. chosen_lengths of the same shape, integers, float32 or float64, for the
-        two means only. Values of the same shape.
-
-    Properties:
-        Convex in both log-probabilities together; infinitely smooth, with a kink for ``"hinge"``.
-        For c > 0 unbounded below as a function of real numbers (not ``"ipo"``), while
-        log-probabilities, being <= 0, keep it >= 0. ``"token_mean"`` couples the batch: a weight
-        scales a pair's own value, its tokens stay in the sum of the lengths.
-
-    Limits:
-        bc_coef = 0: :class:`DPOLoss`, :class:`HingePreferenceLoss` and :class:`IPOLoss` (at
-        tau = beta) without a reference.
-
-    Note:
-        Which code is which: the paper's likelihood term is ``"sum"``, TRL's ``"token_mean"``. For
-        ``loss_type="ipo"`` TRL averages the log-probabilities: give averages in the place of the
-        sums. There is no reference to give: ``DPOLoss(reference_free=True)`` has the same first
-        term.
-
-    Raises:
-        ValueError: ``beta`` not positive and finite, ``bc_coef`` negative or infinite, unknown
-            ``loss_type`` or ``nll``, ``label_smoothing`` outside [0, 1) or not 0 with another
-            ``loss_type``; inputs of different shapes, lengths below 1 (on CPU tensors, where
-            looking costs nothing; elsewhere ``"sequence_mean"`` counts them as 1).
-        TypeError: hyper-parameters not numbers; inputs not floating point; lengths missing for a
-            mean, given for ``"sum"``, not numbers, or in half precision.
-
-    Reference:
-        Xu, Sharaf, Chen, Tan, Shen, Van Durme, Murray, Kim, "Contrastive Preference Optimization:
-        Pushing the Boundaries of LLM Performance in Machine Translation", 2024. Verified against
-        TRL; that the paper sums its likelihood term is RECALLED.
-
-    Example:
-        >>> import torch
-        >>> from lossary import CPOLoss
-        >>> chosen, rejected = torch.tensor([-12.0, -9.0]), torch.tensor([-14.0, -8.0])
-        >>> CPOLoss(bc_coef=0.1)(chosen, rejected)
-        tensor(1.7213)
-        >>> CPOLoss(nll="token_mean")(chosen, rejected, torch.tensor([10, 8]))
-        tensor(1.8379)
-    """
-
-    def __init__(
-        self,
-        beta: float = 0.1,
-        bc_coef: float = 1.0,
-        loss_type: str = "sigmoid",
-        label_smoothing: float = 0.0,
-        nll: str = "sum",
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(beta, **options)
-        self.bc_coef = check_number("bc_coef", bc_coef, 0.0, math.inf, high_open=True)
-        check_choice("loss_type", loss_type, ("sigmoid", "hinge", "ipo"))
-        self.loss_type = loss_type
-        self.label_smoothing = check_number(
-            "label_smoothing", label_smoothing, 0.0, 1.0, high_open=True
-        )
-        if label_smoothing and loss_type != "sigmoid":
-            raise ValueError(
-                f"label_smoothing: expected 0 with loss_type={loss_type!r}, got {label_smoothing}"
-            )
-        check_choice("nll", nll, ("sum", "token_mean", "sequence_mean"))
-        self.nll = nll
-        self.separable = nll != "token_mean"  # type: ignore[misc]
-
-    def per_sample(  # type: ignore[override]
-        self,
-        policy_chosen_logps: Tensor,
-        policy_rejected_logps: Tensor,
-        chosen_lengths: Tensor | None = None,
-    ) -> Tensor:
-        """Return the loss of every pair, unreduced."""
-        chosen, rejected = self.log_ratios(policy_chosen_logps, policy_rejected_logps)
-        values = self.pair_loss(chosen, rejected)
-        # At 0 not 0 * inf, for a sequence that has become impossible.
-        if self.bc_coef == 0.0:
-            return values
-        return values - self.bc_coef * _likelihood(chosen, chosen_lengths, self.nll)
-
-    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Return the contrastive term of every pair from its two log-probabilities."""
-        d = chosen - rejected
-        if self.loss_type == "hinge":
-            return torch.relu(1.0 - self.beta * d)
-        if self.loss_type == "ipo":
-            return (d - 0.5 / self.beta).square()
-        return _logistic(self.beta * d, self.label_smoothing)
-
-    def _lengths_needed(self) -> tuple[bool, str]:
-        return self.nll != "sum", f"nll={self.nll!r}"
-
-    def properties(self) -> Properties:
-        """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
-        further = ([0.0],) if self.nll == "sum" else ([0.0], [1.0])
-        ipo = self.loss_type == "ipo"
-        lower: float | None = _entropy(self.label_smoothing)
-        unknown = {}
-        if self.bc_coef:
-            lower = None if ipo else -math.inf
-            unknown = {"lower": "depends on the rejected answer and the weight"} if ipo else {}
-        slope = _steepest(self.beta, self.label_smoothing) + self.bc_coef
-        return Properties(
-            convex=True,
-            lower=0.0 if ipo and lower is not None else lower,
-            upper=math.inf,
-            lipschitz=math.inf if ipo else slope,
-            smoothness=0 if self.loss_type == "hinge" else math.inf,
-            limits=(("bc_coef = 0", "DPOLoss, HingePreferenceLoss or IPOLoss of the policy"),),
-            counterexamples={
-                "lower": ([1.0], *further),
-                "upper": ([-1.0], *further),
-                "lipschitz": ([-1.0], *further),
-            },
-            unknown=unknown,
-            source="Xu et al. 2024",
-        )
-
-
-class LogicPreferenceLoss(_ProbabilityLoss):
-    r"""Preference losses compiled from statements about which answer is good.
-
-    .. math:: \ell = -\log \sigma(\beta \rho), \qquad
-              \rho = \log \frac{\sum_{\text{numerator}} P}{\sum_{\text{denominator}} P}
-
-    The two answers are taken to be good independently, with the probabilities p = pi(w) and
-    q = pi(l): the rows of the truth table have TT = p q, TF = p (1 - q), FT = (1 - p) q and
-    FF = (1 - p)(1 - q). A loss says in which rows its statement holds and in which it fails. By
-    name:
-
-    - ``"ce"``: w is good. exp(rho) = p/(1 - p), l = -log p for beta = 1.
-    - ``"ce_unl"``, unlikelihood: w is good and l is not. l = -log p - log(1 - q).
-    - ``"cpo"``, the core of CPO, SLiC and RRHF: p/q.
-    - ``"orpo"``: p (1 - q)/((1 - p) q), the odds ratio.
-    - ``"un_cpo"``: l implies w. (1 - (1 - p) q)/((1 - p) q).
-    - ``"c_cpo"``: p/((1 - p) q).
-
-    Args:
-        name: one of the above, or ``None`` with rows of one's own. Default ``"orpo"``.
-        numerator: rows where the statement holds, a tuple of ``"TT"``, ``"TF"``, ``"FT"`` and
-            ``"FF"``, with ``name=None``.
-        denominator: rows where it fails, likewise. A row may stand in both.
-        beta: beta > 0, finite. Default 1.
-        average: ``True`` (default) where the inputs are averages already, ``False`` where they are
-            sums and come with lengths.
-        reduction: see :class:`lossary.Loss`.
-
-    Shape:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-        reference_rejected_logps (N, ...), <= 0: AVERAGES over the tokens of a completion; with
-        ``average=False`` SUMS, and chosen_lengths, rejected_lengths of the same shape, integers,
-        float32 or float64. The references both or none. Values of the same shape.
-
-    Properties:
-        l > 0, infinitely smooth below 0. Fewer rows that fail, or more that hold, lower the loss
-        everywhere: un_cpo <= c_cpo <= cpo and orpo <= ce_unl. With references, rho at the
-        reference's probabilities is subtracted.
-
-    Limits:
-        ``"cpo"`` with references: :class:`DPOLoss`, of averages. ``"orpo"`` without:
-        :class:`ORPOLoss` without its likelihood term, at lam = 1.
-
-    Note:
-        All in the logarithm, with that of 1 - p exact for p near 0 and near 1. Log-probabilities
-        stop at -1e-6, or -1e-12 in float64. Of sums p and q are practically 0, and the losses that
-        differ in 1 - p or 1 - q are the same.
-
-    Raises:
-        ValueError: unknown ``name`` or rows, rows beside a name, none without; ``beta`` not
-            positive and finite, ``average`` not a bool; inputs of different shapes, one reference
-            only, log-probabilities above 0 or lengths below 1 (on CPU tensors, where looking costs
-            nothing).
-        TypeError: ``beta`` not a number; inputs not floating point; lengths missing with
-            ``average=False``, given without, not numbers, or in half precision.
-
-    Reference:
-        Richardson, Srikumar, Sabharwal, "Understanding the Logic of Direct Preference Alignment
-        through Logic", 2024. There is no official code: every formula was derived from the truth
-        table and checked against its closed form; the names ``"un_cpo"`` and ``"c_cpo"`` are
-        RECALLED, UNVERIFIED.
-
-    Example:
-        >>> import torch
-        >>> from lossary import LogicPreferenceLoss
-        >>> chosen, rejected = torch.tensor([-1.2, -0.9]), torch.tensor([-1.4, -0.8])
-        >>> LogicPreferenceLoss()(chosen, rejected)
-        tensor(0.6747)
-        >>> LogicPreferenceLoss(None, ("TT", "TF"), ("FT", "FF"))(chosen, rejected)
-        tensor(1.0500)
-    """
-
-    def __init__(
-        self,
-        name: str | None = "orpo",
-        numerator: tuple[str, ...] | None = None,
-        denominator: tuple[str, ...] | None = None,
-        beta: float = 1.0,
-        average: bool = True,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(beta, **options)
-        check_choice("name", name, (*_STATEMENTS, None))
-        for argument, rows in (("numerator", numerator), ("denominator", denominator)):
-            if name is not None and rows is not None:
-                raise ValueError(f"{argument}: expected None with name={name!r}, got {rows!r}")
-            if name is None and (
-                not isinstance(rows, tuple | list) or not rows or not set(rows) <= set(_ROWS)
-            ):
-                raise ValueError(f"{argument}: expected some of {_ROWS}, got {rows!r}")
-        self.name = name
-        self.numerator, self.denominator = numerator, denominator
-        self._set_average(average)
-
-    def per_sample(  # type: ignore[override]
-        self,
-        policy_chosen_logps: Tensor,
-        policy_rejected_logps: Tensor,
-        reference_chosen_logps: Tensor | None = None,
-        reference_rejected_logps: Tensor | None = None,
-        chosen_lengths: Tensor | None = None,
-        rejected_lengths: Tensor | None = None,
-    ) -> Tensor:
-        """Return the loss of every pair, unreduced."""
-
-        def ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
-            chosen, rejected = _upcast(chosen), _upcast(rejected)
-            if chosen_lengths is not None and rejected_lengths is not None:
-                chosen = self._per_token(chosen, chosen_lengths)
-                rejected = self._per_token(rejected, rejected_lengths)
-            return self._log_odds(chosen, rejected)
-
-        rho = ratio(policy_chosen_logps, policy_rejected_logps)
-        if reference_chosen_logps is not None and reference_rejected_logps is not None:
-            rho = rho - ratio(reference_chosen_logps, reference_rejected_logps)
-        return softplus(-self.beta * rho)
-
-    def _log_odds(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Return the logarithm of the numerator's rows over the denominator's."""
-        p, q = self._below_0(chosen), self._below_0(rejected)
-        not_p, not_q = log1mexp(p), log1mexp(q)
-        rows = {"TT": p + q, "TF": p + not_q, "FT": not_p + q, "FF": not_p + not_q}
-        # Two rows that make up a whole, such as p q + p (1 - q), without the rounding of their sum.
-        wholes = {("TT", "TF"): p, ("FT", "FF"): not_p, ("TT", "FT"): q, ("TF", "FF"): not_q}
-
-        def log_sum(names: tuple[str, ...]) -> Tensor:
-            left, terms = set(names), []
-            for pair, whole in wholes.items():
-                if left >= set(pair):
-                    left -= set(pair)
-                    terms.append(whole)
-            terms += [rows[name] for name in sorted(left)]
-            return terms[0] if len(terms) == 1 else torch.stack(terms).logsumexp(0)
-
-        statement = (self.numerator or (), self.denominator or ())
-        above, below = statement if self.name is None else _STATEMENTS[self.name]
-        return log_sum(above) - log_sum(below)
-
-    def properties(self) -> Properties:
-        """Return what this instance guarantees."""
-        alone = "depends on the statement, and in the chosen answer alone on the other"
-        return Properties(
-            smoothness=math.inf,
-            limits=(("cpo, with references", "DPOLoss"), ("orpo", "ORPOLoss without likelihood")),
-            unknown=dict.fromkeys(("convex", "lower", "upper", "lipschitz"), alone),
-            source="Richardson, Srikumar, Sabharwal 2024",
-        )
-
-
-class _UnpairedPreferenceLoss(_SequenceLoss):
-    """A loss of single answers that are good or bad; a subclass writes its slope in the reward."""
-
-    def __init__(self, beta: float = 0.1, **options: Unpack[LossOptions]) -> None:
-        super().__init__(**options)
-        self.beta = check_positive("beta", beta)
-
-    def implicit_rewards(self, policy_logps: Tensor, reference_logps: Tensor) -> Tensor:
-        """Return beta times the log-ratios, detached: rewards for logging."""
-        names = ("policy_logps", "reference_logps")
-        for name, x in zip(names, (policy_logps, reference_logps), strict=True):
-            check_floating(name, x)
-            check_like(name, x, names[0], policy_logps)
-        return self._rewards(policy_logps, reference_logps).detach()
-
-    def _rewards(self, policy_logps: Tensor, reference_logps: Tensor) -> Tensor:
-        ratio: Tensor = _upcast(policy_logps) - _upcast(reference_logps)
-        return self.beta * ratio
-
-    def _check_inputs(self, inputs: dict[str, Any], weight: Tensor | None) -> None:
-        super()._check_inputs(inputs, weight)
-        desirable = inputs["desirable"]
-        check_tensor("desirable", desirable)
-        if desirable.dtype is not torch.bool:
-            raise TypeError(f"desirable: expected a bool tensor, got {desirable.dtype}")
-        check_like("desirable", desirable, "policy_logps", inputs["policy_logps"])
-
-
-class KTOLoss(_UnpairedPreferenceLoss):
-    r"""Kahneman-Tversky optimisation (KTO): answers that are good or bad, without pairs.
-
-    .. math:: \ell = \lambda_D \, \sigma(-\beta (\rho - z_0)) \text{ if desirable}, \qquad
-              \lambda_U \, \sigma(\beta (\rho - z_0)) \text{ otherwise}, \qquad
-              z_0 = \max\Bigl(0, \frac{1}{N} \sum_i k_i\Bigr)
-
-    with k the log-ratios of answers to other prompts than their own, an estimate of the
-    divergence from the reference: gains and losses are felt relative to a reference point, and less
-    and less far from it. For thumbs up and down, and where good and bad answers are not equally
-    many (the paper keeps lambda_D n_D between 1 and 4/3 of lambda_U n_U).
-
-    Args:
-        beta: beta > 0, finite. Default 0.1.
-        desirable_weight: lambda_D >= 0, finite. Default 1.
-        undesirable_weight: lambda_U >= 0, finite. Default 1.
-        process_group: the processes over which the estimate is a mean. Default ``None``: all.
-        reduction: see :class:`lossary.Loss`.
-
-    Shape:
-        policy_logps, reference_logps (N, ...): SUMS over the tokens of a completion. desirable of
-        the same shape, bool. Then either kl, a number or a 0-dim tensor, or kl_policy_logps and
-        kl_reference_logps of the same shape: SUMS likewise, of prompt i with the completion of
-        another prompt. Values of the same shape.
-
-    Properties:
-        Not convex; infinitely smooth; 0 < l < lambda; l = lambda/2 at rho = z_0. The gradient in
-        policy_logps is -lambda beta sigma(u) sigma(-u), u = beta (rho - z_0), of a desirable
-        answer, and its opposite of another; at most lambda beta/4, and vanishing for answers far
-        on either side. No gradient flows through z_0.
-
-    Limits:
-        kl = 0: the unpaired form of :class:`APOLoss`, TRL's ``"apo_zero_unpaired"``.
-
-    Note:
-        z_0 is detached and at least 0; it is the mean over all processes, of entries whose weight
-        is not 0 and whose log-ratio is finite, before it is cut off at 0, as in the authors' code.
-        TRL averages on each process first, which is the same for equal batches. Every process must
-        call it then. Micro-batches have estimates of their own, so that they do not add up to the
-        batch, unless kl is given.
-
-    Raises:
-        ValueError: ``beta`` not positive, a weight negative, ``process_group`` without this
-            process; inputs of different shapes; no estimate, or two; one of its two inputs only;
-            kl not finite or not 0-dim.
-        TypeError: hyper-parameters not numbers; inputs not floating point, desirable not bool; a
-            ``process_group`` that is none.
-
-    Reference:
-        Ethayarajh, Xu, Muennighoff, Jurafsky, Kiela, "KTO: Model Alignment as Prospect Theoretic
-        Optimization", 2024. Verified against Liger's formula; TRL and HALOs, the authors' code,
-        were read. The ratio of the weights is RECALLED.
-
-    Example:
-        >>> import torch
-        >>> from lossary import KTOLoss
-        >>> policy, reference = torch.tensor([-12.0, -9.0]), torch.tensor([-14.0, -8.0])
-        >>> desirable = torch.tensor([True, False])
-        >>> KTOLoss()(policy, reference, desirable, kl=0.5)
-        tensor(0.4626)
-        >>> mismatched = torch.tensor([-30.0, -28.0]), torch.tensor([-31.0, -28.0])
-        >>> names = ("kl_policy_logps", "kl_reference_logps")
-        >>> KTOLoss()(policy, reference, desirable, **dict(zip(names, mismatched)))
-        tensor(0.4626)
-    """
-
-    def __init__(
-        self,
-        beta: float = 0.1,
-        desirable_weight: float = 1.0,
-        undesirable_weight: float = 1.0,
-        process_group: Any = None,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(beta, **options)
-        self.desirable_weight = check_number(
-            "desirable_weight", desirable_weight, 0.0, math.inf, high_open=True
-        )
-        self.undesirable_weight = check_number(
-            "undesirable_weight", undesirable_weight, 0.0, math.inf, high_open=True
-        )
-        check_group(process_group)
-        self.process_group = process_group
-
-    def per_sample(
-        self,
-        policy_logps: Tensor,
-        reference_logps: Tensor,
-        desirable: Tensor,
-        kl: float | Tensor | None = None,
-        kl_policy_logps: Tensor | None = None,
-        kl_reference_logps: Tensor | None = None,
-    ) -> Tensor:
-        """Return the loss of every answer, unreduced."""
-        if kl_policy_logps is not None:
-            kl = self._divergence(kl_policy_logps, kl_reference_logps, None)
-        z0 = kl.detach().clamp(min=0.0) if isinstance(kl, Tensor) else max(0.0, kl or 0.0)
-        u = self._rewards(policy_logps, reference_logps) - self.beta * z0
-        good = self.desirable_weight * torch.sigmoid(-u)
-        return torch.where(desirable, good, self.undesirable_weight * torch.sigmoid(u))
-
-    @torch.no_grad()
-    def _divergence(self, policy: Tensor, reference: Any, weight: Tensor | None) -> Tensor:
-        """Return the mean log-ratio over all processes."""
-        ratio: Tensor = _upcast(policy) - _upcast(reference)
-        there = ratio.isfinite() if weight is None else ratio.isfinite() & (weight != 0)
-        sums = torch.stack((torch.where(there, ratio, 0.0).sum(), there.sum().to(ratio.dtype)))
-        total, count = sum_over_ranks(sums, self.process_group)
-        mean: Tensor = total / count.clamp(min=1.0)
-        return mean
-
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
-        *pair, policy, reference = inputs
-        if policy is not None:
-            # Before the weight is worked into the inputs: who is not there does not count.
-            self._check_inputs(dict(zip(self._names, inputs, strict=True)), weight)
-            kl = self._divergence(policy, reference, weight)
-            inputs = (*pair[:-1], kl, None, None)
-        return super()._evaluate(inputs, weight, normalizer)
-
-    def _check_inputs(self, inputs: dict[str, Any], weight: Tensor | None) -> None:
-        super()._check_inputs(inputs, weight)
-        kl, policy = inputs["kl"], inputs["kl_policy_logps"]
-        if (policy is None) != (inputs["kl_reference_logps"] is None):
-            missing = "kl_policy_logps" if policy is None else "kl_reference_logps"
-            raise ValueError(f"{missing}: expected a tensor, as for its counterpart, got None")
-        if (kl is None) == (policy is None):
-            given = "neither" if kl is None else "both"
-            raise ValueError(f"kl: expected it or kl_policy_logps, not both, got {given}")
-        if isinstance(kl, Tensor):
-            check_floating("kl", kl)
-            if kl.dim() != 0:
-                raise ValueError(f"kl: expected a 0-dim tensor, got shape {tuple(kl.shape)}")
-            if readable(kl) and not math.isfinite(float(kl.detach())):
-                raise ValueError(f"kl: expected a finite number, got {float(kl.detach())}")
-        elif kl is not None:
-            check_number("kl", kl, -math.inf, math.inf, low_open=True, high_open=True)
-
-    def properties(self) -> Properties:
-        """Return what this instance guarantees."""
-        most = max(self.desirable_weight, self.undesirable_weight)
-        far = 8.0 / self.beta
-        at = (-far, 0.0, 0.0, True) if self.desirable_weight else (far, 0.0, 0.0, False)
-        return Properties(
-            convex=not most,
-            lower=0.0,
-            upper=most,
-            lipschitz=self.beta * most / 4.0,
-            smoothness=math.inf,
-            counterexamples={"convex": (*at, 0.0)},
-            source="Ethayarajh et al. 2024",
-        )
-
-
-class BCOLoss(_UnpairedPreferenceLoss, RunningMean):
-    r"""Binary classifier optimisation (BCO): good and bad answers are classified by their rewards.
-
-    .. math:: \ell = -\log \sigma(\beta \rho - \delta) \text{ if desirable}, \qquad
-              -\log \sigma(\delta - \beta \rho) \text{ otherwise}
-
-    with delta the mean of all rewards beta rho seen in training. Logistic regression of thumbs up
-    and down on the reward: the better the classifier, the smaller DPO's loss, of which this is an
-    upper bound. Where good and bad answers are to prompts of different kinds, weigh the bad ones by
-    clamp(p/(1 - p), 0.5, 10), p a classifier's probability that the prompt has good answers: the
-    paper's underlying distribution matching, as ``weight``.
-
-    Args:
-        beta: beta > 0, finite. Default 0.1.
-        reduction: see :class:`lossary.Loss`.
-
-    Shape:
-        policy_logps, reference_logps (N, ...): SUMS over the tokens of a completion. desirable of
-        the same shape, bool. update: ``False`` leaves the running mean as it is. Values of the same
-        shape.
-
-    Properties:
-        Convex in the log-probabilities, infinitely smooth, l > 0, unbounded above. The gradient in
-        policy_logps is -beta sigma(delta - beta rho) of a desirable answer and
-        beta sigma(beta rho - delta) of another, less than beta in absolute value; delta is taken as
-        a constant.
-
-    Limits:
-        A good and a bad answer to one prompt: :class:`BCOPairLoss`, their sum.
-
-    Note:
-        The running mean is in the buffers ``delta_mean`` and ``delta_count``, the same on every
-        process: it is written before the loss is computed, in training mode with gradients
-        enabled, outside of ``torch.func`` and without ``update=False``, over the rewards of all
-        processes of the default group, which must all call it. Answers of weight 0 and infinite
-        rewards do not count. ``reset()`` forgets it. Micro-batches see other means than the batch.
-        It is TRL's ``"bco"``, whose cumulative mean it is; both bounds of the weight are TRL's.
-
-    Raises:
-        ValueError: ``beta`` not positive and finite, ``update`` neither ``True`` nor ``False``;
-            inputs of different shapes.
-        TypeError: ``beta`` not a number; inputs not floating point, desirable not bool.
-
-    Reference:
-        Jung, Han, Nam, On, "Binary Classifier Optimization for Large Language Model Alignment",
-        2024. Verified against TRL.
-
-    Example:
-        >>> import torch
-        >>> from lossary import BCOLoss
-        >>> policy, reference = torch.tensor([-12.0, -9.0]), torch.tensor([-14.0, -8.0])
-        >>> loss = BCOLoss()
-        >>> loss(policy, reference, torch.tensor([True, False]))
-        tensor(0.6210)
-        >>> loss.delta_mean
-        tensor(0.0500)
-    """
-
-    delta_mean: Tensor
-
-    def __init__(self, beta: float = 0.1, **options: Unpack[LossOptions]) -> None:
-        super().__init__(beta, **options)
-        self._add_mean("delta")
-
-    def per_sample(
-        self, policy_logps: Tensor, reference_logps: Tensor, desirable: Tensor, update: bool = True
-    ) -> Tensor:
-        """Return the loss of every answer, unreduced."""
-        del update
-        rewards = self._rewards(policy_logps, reference_logps)
-        above = rewards - self.delta_mean.to(rewards.dtype)
-        return softplus(torch.where(desirable, -above, above))
-
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
-        policy, reference, _, update = inputs
-        check_choice("update", update, (True, False))
-        if self._updates(update, policy):
-            # Before the weight is worked into the inputs: who is not there does not count.
-            self._check_inputs(dict(zip(self._names, inputs, strict=True)), weight)
-            with torch.no_grad():
-                self._see("delta", self._rewards(policy, reference), weight)
-        return super()._evaluate(inputs, weight, normalizer)
-
-    def properties(self) -> Properties:
-        """Return what this instance guarantees."""
-        return Properties(
-            convex=True,
-            lower=0.0,
-            upper=math.inf,
-            lipschitz=self.beta,
-            smoothness=math.inf,
-            counterexamples={"upper": (-1.0, 0.0, True)},
-            source="Jung et al. 2024",
-        )
-
-
-class CPLLoss(Loss):
-    r"""Contrastive preference learning (CPL): a policy from preferences between segments.
-
-    .. math:: \ell = -y \log \sigma(A_2 - \lambda A_1) - (1 - y) \log \sigma(A_1 - \lambda A_2)
-              - c \operatorname{mean}(\log \pi), \qquad
-              A = \alpha \sum_t \gamma^t \rho_t
-
-    with rho_t the log-probability of the action at step t, or its log-ratio to a reference. People
-    prefer the segment with less regret, and with the best policy's advantage alpha log pi in place
-    of the reward no reinforcement learning is left: preferences over segments of trajectories train
-    the policy directly. With lambda < 1 the segments that were seen stay likely; a reference makes
-    it CPL-KL.
-
-    Args:
-        alpha: alpha > 0, finite: the temperature. Default 0.1, as in the authors' configurations
-            (0.2 for CPL-KL).
-        bias: the lambda above, in (0, 1]. Default 0.5 (0.75 for CPL-KL).
-        gamma: the discount, in (0, 1]. Default 1, as in the authors' code.
-        bc_coef: the c above, >= 0, finite: the weight of behaviour cloning, on the mean
-            log-probability of the steps of both segments. Default 0.
-        reduction: see :class:`lossary.Loss`.
-
-    Shape:
-        logps_1, logps_2 (N, S): log-probabilities or log-densities of the S actions of each
-        segment, step by step, neither summed nor averaged. label (N,), floating point: the
-        probability that segment 2 is preferred, in [0, 1]. reference_1, reference_2 (N, S), both or
-        none. Values (N,).
-
-    Properties:
-        Convex in the log-probabilities, infinitely smooth, unbounded above. l > 0 for c = 0; else
-        unbounded below, as log-densities may be above 0. For lambda = 1 and c = 0 binary
-        cross-entropy on A_2 - A_1, unchanged when both move by the same number; for lambda < 1 it
-        falls strictly when both rise. No gradient flows to the label.
-
-    Limits:
-        bias = 1, S = 1, label 0: :class:`DPOLoss` with beta = alpha.
-
-    Note:
-        The mean is over all pairs. The authors' code divides by the number of losses that are not
-        0, and so leaves out pairs whose loss has underflowed. Their Gaussian policies have
-        -\|a - mu\|^2 for a log-density, without the 1/2. Their form of all pairs of a batch ordered
-        by scores is not here: give the pairs.
-
-    Raises:
-        ValueError: ``alpha`` not positive and finite, ``bias`` or ``gamma`` outside (0, 1],
-            ``bc_coef`` negative or infinite; inputs of shapes that do not fit, S = 0, one reference
-            only, labels outside [0, 1] (on CPU tensors, where looking costs nothing).
-        TypeError: hyper-parameters not numbers; inputs not floating point.
-
-    Reference:
-        Hejna, Rafailov, Sikchi, Finn, Niekum, Knox, Sadigh, "Contrastive Preference Learning:
-        Learning from Human Feedback without RL", 2023. Verified against the authors' code.
-
-    Example:
-        >>> import torch
-        >>> from lossary import CPLLoss
-        >>> logps_1 = torch.tensor([[-1.0, -2.0], [-3.0, -1.0]])
-        >>> logps_2 = torch.tensor([[-1.5, -0.5], [-2.0, -2.5]])
-        >>> CPLLoss()(logps_1, logps_2, torch.tensor([1.0, 0.0]))
-        tensor(0.7515)
-    """
-
-    def __init__(
-        self,
-        alpha: float = 0.1,
-        bias: float = 0.5,
-        gamma: float = 1.0,
-        bc_coef: float = 0.0,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(**options)
-        self.alpha = check_positive("alpha", alpha)
-        self.bias = check_number("bias", bias, 0.0, 1.0, low_open=True)
-        self.gamma = check_number("gamma", gamma, 0.0, 1.0, low_open=True)
-        self.bc_coef = check_number("bc_coef", bc_coef, 0.0, math.inf, high_open=True)
-
-    def per_sample(
-        self,
-        logps_1: Tensor,
-        logps_2: Tensor,
-        label: Tensor,
-        reference_1: Tensor | None = None,
-        reference_2: Tensor | None = None,
-    ) -> Tensor:
-        """Return the loss of every pair of segments, unreduced."""
-        one, two = self._advantage(logps_1, reference_1), self._advantage(logps_2, reference_2)
-        y = label.detach()
-        values = y * softplus(self.bias * one - two) + (1.0 - y) * softplus(self.bias * two - one)
-        if self.bc_coef == 0.0:
-            return values
-        return values - self.bc_coef * 0.5 * (logps_1.mean(1) + logps_2.mean(1))
-
-    def _advantage(self, logps: Tensor, reference: Tensor | None) -> Tensor:
-        ratio = logps if reference is None else logps - reference
-        if self.gamma == 1.0:
-            return self.alpha * ratio.sum(1)
-        steps = torch.arange(ratio.shape[1], dtype=ratio.dtype, device=ratio.device)
-        return self.alpha * (ratio * self.gamma**steps).sum(1)
-
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
-        first, second, label, *references = inputs
-        check_floating("logps_1", first)
-        if first.dim() != 2 or first.shape[1] == 0:
-            raise ValueError(f"logps_1: expected shape (N, S), S >= 1, got {tuple(first.shape)}")
-        names = ("reference_1", "reference_2")
-        for name, x in (("logps_2", second), *zip(names, references, strict=True)):
-            if x is not None or name == "logps_2":
-                check_floating(name, x)
-                check_like(name, x, "logps_1", first)
-        check_floating("label", label)
-        if label.shape != first.shape[:1]:
-            shape = tuple(first.shape[:1])
-            raise ValueError(f"label: expected shape {shape}, got {tuple(label.shape)}")
-        check_device("label", label, first)
-        if (references[0] is None) != (references[1] is None):
-            missing = names[references[0] is not None]
-            raise ValueError(f"{missing}: expected a tensor, as for its counterpart, got None")
-        if weight is not None:
-            check_weight_type("weight", weight)
-            _check_weight(weight, label.shape, label)
-        _check_probability("label", label, weight)
-        return super()._evaluate(inputs, weight, normalizer)
-
-    def properties(self) -> Properties:
-        """Return what this instance guarantees, in the first segment's log-probabilities."""
-        unknown = {
-            "lower": "0, or -inf with bc_coef, but in one segment alone it depends on the other",
-            "upper": "inf, but in one segment alone it depends on the label",
-            "lipschitz": "grows with the root of the number of steps",
-        }
-        return Properties(
-            convex=True,
-            smoothness=math.inf,
-            limits=(("bias = 1, S = 1, label 0", "DPOLoss with beta = alpha"),),
-            unknown=unknown,
-            source="Hejna et al. 2023",
-        )
-
-
 class WPOWeighting(nn.Module):
     r"""Weights of pairs by how likely the policy would have written them (WPO).
 
@@ -2958,53 +1783,7 @@ class WPOWeighting(nn.Module):
             raise ValueError(f"{name}: expected shape (N, T), got {tuple(logps.shape)}")
         check_floating(f"{which}_log_squares", squares)
         check_like(f"{which}_log_squares", squares, name, logps)
-        present = _SequenceLoss._present(mask, logps, f"{which}_mask")
+        present = present_tokens(mask, logps.shape, logps, f"{which}_mask")
         excess = torch.where(present, _upcast(logps) - _upcast(squares), 0.0)
         lengths = present.sum(1).clamp(min=1).to(excess.dtype)
         return excess.sum(1) / lengths
-
-
-def _logistic(z: Tensor, smoothing: float) -> Tensor:
-    """Return -(1 - smoothing) log sigmoid(z) - smoothing log sigmoid(-z)."""
-    if smoothing == 0.0:  # not 0 * inf, for a sequence that has become impossible
-        return softplus(-z)
-    return (1.0 - smoothing) * softplus(-z) + smoothing * softplus(z)
-
-
-def _exponential(x: Tensor, a: float) -> Tensor:
-    """Return (exp(a x) - 1)/a, or x itself at a = 0, which is its limit."""
-    if a == 0.0:
-        return x
-    # Where a is small, the quotient must not overflow either.
-    most = (700.0 if x.dtype == torch.float64 else 80.0) + min(0.0, math.log(abs(a)))
-    return expm1((a * x).clamp(max=most)) / a
-
-
-def _likelihood(logps: Tensor, lengths: Tensor | None, nll: str) -> Tensor:
-    """Return log-probabilities as sums, per token, or so that their mean is that of all tokens."""
-    if nll == "sum" or lengths is None:
-        return logps
-    if nll != "token_mean":
-        return _SequenceLoss._per_token(logps, lengths)
-    tokens = lengths.sum().clamp(min=1).to(logps.dtype)
-    return logps * (logps.numel() / tokens)
-
-
-def _entropy(p: float) -> float:
-    return -p * math.log(p) - (1.0 - p) * math.log1p(-p) if p else 0.0
-
-
-def _steepest(beta: float, smoothing: float) -> float:
-    """Return the largest norm of DPO's gradient in the two log-probabilities of the policy."""
-    return math.sqrt(2.0) * beta * max(1.0 - smoothing, smoothing)
-
-
-def _check_probability(name: str, x: Tensor, weight: Tensor | None) -> None:
-    """Raise an error for a number outside [0, 1], where it can be seen and counts."""
-    if readable(x):
-        wrong = ~((x >= 0) & (x <= 1))
-        if weight is not None:
-            wrong &= weight != 0
-        if bool(wrong.any()):
-            found = float(x.detach()[wrong][0])
-            raise ValueError(f"{name}: expected probabilities in [0, 1], got {found:g}")

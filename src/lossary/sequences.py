@@ -7,20 +7,13 @@ log-probabilities come from the log-odds of :mod:`lossary._softmax`, in its tile
 logits' size is made going forward, and one, the gradient, going back.
 """
 
-import inspect
 import math
-from typing import Any, ClassVar, Literal, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 
-from lossary._base import (
-    HALF,
-    Loss,
-    LossOptions,
-    _check_weight,
-    _upcast,
-)
+from lossary._base import LossOptions, _upcast
 from lossary._checks import (
     check_choice,
     check_device,
@@ -28,15 +21,13 @@ from lossary._checks import (
     check_in_memory,
     check_int,
     check_integers,
-    check_like,
     check_number,
     check_positive,
-    check_tensor,
-    check_weight_type,
 )
 from lossary._layouts import Layout, LinearLogits
 from lossary._numerics import softplus
 from lossary._properties import Properties
+from lossary._sequence_base import SequenceLoss, per_token, present_tokens
 from lossary._softmax import LOG_ODDS, readable, row_statistics
 
 
@@ -431,7 +422,7 @@ def ld_sequence_logps(
     check_floating("token_logps", token_logps)
     if token_logps.dim() != 2:
         raise ValueError(f"token_logps: expected shape (N, T), got {tuple(token_logps.shape)}")
-    present = _present(mask, token_logps.shape, token_logps)
+    present = present_tokens(mask, token_logps.shape, token_logps)
     check_integers("partner_lengths", partner_lengths)
     if partner_lengths.shape != token_logps.shape[:1]:
         raise ValueError(
@@ -451,73 +442,7 @@ def ld_sequence_logps(
     return out + alpha * torch.where(common, 0.0, logps).sum(1) if alpha else out
 
 
-class _SequenceLoss(Loss):
-    """A loss of sequence log-probabilities and lengths: what they must be, by their names."""
-
-    _names: ClassVar[tuple[str, ...]] = ()
-    _optional: ClassVar[tuple[str, ...]] = ()
-
-    @staticmethod
-    def _per_token(x: Tensor, lengths: Tensor) -> Tensor:
-        return _per_token(x, lengths)
-
-    @staticmethod
-    def _present(mask: Any, like: Tensor, name: str) -> Tensor:
-        return _present(mask, like.shape, like, name)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "per_sample" in cls.__dict__:
-            inputs = list(inspect.signature(cls.__dict__["per_sample"]).parameters.values())[1:]
-            cls._names = tuple(p.name for p in inputs)
-            cls._optional = tuple(p.name for p in inputs if p.default is None)
-
-    def _lengths_needed(self) -> tuple[bool, str]:
-        """Return whether lengths are taken, and what decides that."""
-        return True, ""
-
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
-        self._check_inputs(dict(zip(self._names, inputs, strict=True)), weight)
-        return super()._evaluate(inputs, weight, normalizer)
-
-    def _check_inputs(self, inputs: dict[str, Any], weight: Tensor | None) -> None:
-        first, like = next(iter(inputs.items()))
-        check_floating(first, like)
-        if weight is not None:
-            check_weight_type("weight", weight)
-            _check_weight(weight, like.shape, like)
-        for name, x in inputs.items():
-            if name.endswith("lengths"):
-                self._check_lengths(name, x, first, like, weight)
-            elif name.endswith("logps") and not (x is None and name in self._optional):
-                check_floating(name, x)
-                check_like(name, x, first, like)
-
-    def _check_lengths(
-        self, name: str, lengths: Any, first: str, like: Tensor, weight: Tensor | None
-    ) -> None:
-        needed, because = self._lengths_needed()
-        if not needed:
-            if lengths is not None:
-                raise TypeError(f"{name}: expected None with {because}, got {type(lengths)}")
-            return
-        check_tensor(name, lengths)
-        if lengths.dtype is torch.bool or lengths.dtype.is_complex or lengths.dtype in HALF:
-            # bfloat16 has no number between 256 and 258.
-            raise TypeError(f"{name}: expected integers, float32 or float64, got {lengths.dtype}")
-        check_like(name, lengths, first, like)
-        if readable(lengths):
-            wrong = ~((lengths >= 1) & (lengths < math.inf))
-            if weight is not None:
-                wrong &= weight != 0
-            if bool(wrong.any()):
-                found = float(lengths[wrong][0])
-                raise ValueError(f"{name}: expected finite lengths >= 1, got {found:g}")
-
-
-class SequenceNLLLoss(_SequenceLoss):
+class SequenceNLLLoss(SequenceLoss):
     r"""Negative log-likelihood of sequences: the SFT term, in the three normalisations in use.
 
     .. math:: \text{token: } \frac{-\sum_i \log \pi_i}{\sum_i L_i}, \qquad
@@ -583,7 +508,7 @@ class SequenceNLLLoss(_SequenceLoss):
         if lengths is None:
             return nll
         if self.normalize == "sequence":
-            return self._per_token(nll, lengths)
+            return per_token(nll, lengths)
         return nll, lengths.to(nll.dtype)
 
     def _lengths_needed(self) -> tuple[bool, str]:
@@ -604,30 +529,7 @@ class SequenceNLLLoss(_SequenceLoss):
         )
 
 
-def _per_token(x: Tensor, lengths: Tensor) -> Tensor:
-    """Return x / lengths; where there is no token, x itself."""
-    return x / lengths.clamp(min=1).to(x.dtype)
-
-
 # Checking the arguments.
-
-
-def _present(mask: Any, shape: torch.Size, like: Tensor, name: str = "mask") -> Tensor:
-    """Return a mask of zeros and ones as a bool tensor."""
-    check_tensor(name, mask)
-    if mask.dtype.is_complex:
-        raise TypeError(f"{name}: expected bool or numbers 0 and 1, got {mask.dtype}")
-    if mask.shape != shape:
-        raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(mask.shape)}")
-    check_device(name, mask, like)
-    present: Tensor = mask if mask.dtype is torch.bool else mask != 0
-    if readable(mask):
-        wrong = present & (mask != 1)
-        if bool(wrong.any()):
-            raise ValueError(
-                f"{name}: expected bool or numbers 0 and 1, got {float(mask[wrong][0]):g}"
-            )
-    return present
 
 
 def _summed(
@@ -635,7 +537,7 @@ def _summed(
 ) -> Tensor | tuple[Tensor, Tensor]:
     out, lengths = logps.sum(1), present.sum(1)
     if average:
-        out = _per_token(out, lengths)
+        out = per_token(out, lengths)
     return (out, lengths) if return_lengths else out
 
 
@@ -697,7 +599,7 @@ def _targets(
     labels = labels.long()
     absent = labels == ignore_index
     if mask is not None:
-        absent = absent | ~_present(mask, labels.shape, logits)
+        absent = absent | ~present_tokens(mask, labels.shape, logits)
     if shift:
         labels, absent = labels.roll(-1, 1), absent.roll(-1, 1)
         last = torch.arange(length, device=labels.device) == length - 1

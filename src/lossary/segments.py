@@ -1,0 +1,167 @@
+r"""Preferences between segments of trajectories.
+
+.. math:: \ell = -\log \sigma\bigl(A(\text{preferred}) - A(\text{other})\bigr)
+
+with A what is taken to drive the preference: the return, the regret, or the log-probabilities of a
+policy.
+"""
+
+import math
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from lossary._base import Loss, LossOptions, _check_weight
+from lossary._checks import (
+    check_device,
+    check_floating,
+    check_like,
+    check_number,
+    check_positive,
+    check_weight_type,
+)
+from lossary._numerics import softplus
+from lossary._properties import Properties
+from lossary._sequence_base import check_probability
+
+
+class CPLLoss(Loss):
+    r"""Contrastive preference learning (CPL): a policy from preferences between segments.
+
+    .. math:: \ell = -y \log \sigma(A_2 - \lambda A_1) - (1 - y) \log \sigma(A_1 - \lambda A_2)
+              - c \operatorname{mean}(\log \pi), \qquad
+              A = \alpha \sum_t \gamma^t \rho_t
+
+    with rho_t the log-probability of the action at step t, or its log-ratio to a reference. People
+    prefer the segment with less regret, and with the best policy's advantage alpha log pi in place
+    of the reward no reinforcement learning is left: preferences over segments of trajectories train
+    the policy directly. With lambda < 1 the segments that were seen stay likely; a reference makes
+    it CPL-KL.
+
+    Args:
+        alpha: alpha > 0, finite: the temperature. Default 0.1, as in the authors' configurations
+            (0.2 for CPL-KL).
+        bias: the lambda above, in (0, 1]. Default 0.5 (0.75 for CPL-KL).
+        gamma: the discount, in (0, 1]. Default 1, as in the authors' code.
+        bc_coef: the c above, >= 0, finite: the weight of behaviour cloning, on the mean
+            log-probability of the steps of both segments. Default 0.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        logps_1, logps_2 (N, S): log-probabilities or log-densities of the S actions of each
+        segment, step by step, neither summed nor averaged. label (N,), floating point: the
+        probability that segment 2 is preferred, in [0, 1]. reference_1, reference_2 (N, S), both or
+        none. Values (N,).
+
+    Properties:
+        Convex in the log-probabilities, infinitely smooth, unbounded above. l > 0 for c = 0; else
+        unbounded below, as log-densities may be above 0. For lambda = 1 and c = 0 binary
+        cross-entropy on A_2 - A_1, unchanged when both move by the same number; for lambda < 1 it
+        falls strictly when both rise. No gradient flows to the label.
+
+    Limits:
+        bias = 1, S = 1, label 0: :class:`DPOLoss` with beta = alpha.
+
+    Note:
+        The mean is over all pairs. The authors' code divides by the number of losses that are not
+        0, and so leaves out pairs whose loss has underflowed. Their Gaussian policies have
+        -\|a - mu\|^2 for a log-density, without the 1/2. Their form of all pairs of a batch ordered
+        by scores is not here: give the pairs.
+
+    Raises:
+        ValueError: ``alpha`` not positive and finite, ``bias`` or ``gamma`` outside (0, 1],
+            ``bc_coef`` negative or infinite; inputs of shapes that do not fit, S = 0, one reference
+            only, labels outside [0, 1] (on CPU tensors, where looking costs nothing).
+        TypeError: hyper-parameters not numbers; inputs not floating point.
+
+    Reference:
+        Hejna, Rafailov, Sikchi, Finn, Niekum, Knox, Sadigh, "Contrastive Preference Learning:
+        Learning from Human Feedback without RL", 2023. Verified against the authors' code.
+
+    Example:
+        >>> import torch
+        >>> from lossary import CPLLoss
+        >>> logps_1 = torch.tensor([[-1.0, -2.0], [-3.0, -1.0]])
+        >>> logps_2 = torch.tensor([[-1.5, -0.5], [-2.0, -2.5]])
+        >>> CPLLoss()(logps_1, logps_2, torch.tensor([1.0, 0.0]))
+        tensor(0.7515)
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        bias: float = 0.5,
+        gamma: float = 1.0,
+        bc_coef: float = 0.0,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(**options)
+        self.alpha = check_positive("alpha", alpha)
+        self.bias = check_number("bias", bias, 0.0, 1.0, low_open=True)
+        self.gamma = check_number("gamma", gamma, 0.0, 1.0, low_open=True)
+        self.bc_coef = check_number("bc_coef", bc_coef, 0.0, math.inf, high_open=True)
+
+    def per_sample(
+        self,
+        logps_1: Tensor,
+        logps_2: Tensor,
+        label: Tensor,
+        reference_1: Tensor | None = None,
+        reference_2: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of every pair of segments, unreduced."""
+        one, two = self._advantage(logps_1, reference_1), self._advantage(logps_2, reference_2)
+        y = label.detach()
+        values = y * softplus(self.bias * one - two) + (1.0 - y) * softplus(self.bias * two - one)
+        if self.bc_coef == 0.0:
+            return values
+        return values - self.bc_coef * 0.5 * (logps_1.mean(1) + logps_2.mean(1))
+
+    def _advantage(self, logps: Tensor, reference: Tensor | None) -> Tensor:
+        ratio = logps if reference is None else logps - reference
+        if self.gamma == 1.0:
+            return self.alpha * ratio.sum(1)
+        steps = torch.arange(ratio.shape[1], dtype=ratio.dtype, device=ratio.device)
+        return self.alpha * (ratio * self.gamma**steps).sum(1)
+
+    def _evaluate(
+        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
+    ) -> Tensor:
+        first, second, label, *references = inputs
+        check_floating("logps_1", first)
+        if first.dim() != 2 or first.shape[1] == 0:
+            raise ValueError(f"logps_1: expected shape (N, S), S >= 1, got {tuple(first.shape)}")
+        names = ("reference_1", "reference_2")
+        for name, x in (("logps_2", second), *zip(names, references, strict=True)):
+            if x is not None or name == "logps_2":
+                check_floating(name, x)
+                check_like(name, x, "logps_1", first)
+        check_floating("label", label)
+        if label.shape != first.shape[:1]:
+            shape = tuple(first.shape[:1])
+            raise ValueError(f"label: expected shape {shape}, got {tuple(label.shape)}")
+        check_device("label", label, first)
+        if (references[0] is None) != (references[1] is None):
+            missing = names[references[0] is not None]
+            raise ValueError(f"{missing}: expected a tensor, as for its counterpart, got None")
+        if weight is not None:
+            check_weight_type("weight", weight)
+            _check_weight(weight, label.shape, label)
+        check_probability("label", label, weight)
+        return super()._evaluate(inputs, weight, normalizer)
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees, in the first segment's log-probabilities."""
+        unknown = {
+            "lower": "0, or -inf with bc_coef, but in one segment alone it depends on the other",
+            "upper": "inf, but in one segment alone it depends on the label",
+            "lipschitz": "grows with the root of the number of steps",
+        }
+        return Properties(
+            convex=True,
+            smoothness=math.inf,
+            limits=(("bias = 1, S = 1, label 0", "DPOLoss with beta = alpha"),),
+            unknown=unknown,
+            source="Hejna et al. 2023",
+        )
