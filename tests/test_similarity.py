@@ -72,7 +72,12 @@ def test_sums_of_rows_and_columns(seed, n, m, tile_size, c, columns, bounded):
     chosen = torch.Generator().manual_seed(seed)
     masked = torch.randint(-1, m + 2, (n, c), generator=chosen)
     got = _similarity.log_sum_exp(
-        q, k, masked, tile_size=tile_size, bound=1.0 if bounded else math.inf, columns=columns
+        q,
+        k,
+        _similarity.Mask(masked),
+        tile_size=tile_size,
+        bound=1.0 if bounded else math.inf,
+        columns=columns,
     )
     s = matrix(q, k, masked).detach()
     slope, value = torch.zeros_like(s), 0.0
@@ -92,7 +97,7 @@ def test_sums_of_rows_with_each_other(seed, n, tile_size, bounded):
     rows = torch.arange(2 * n)
     masked = torch.stack((rows, rows.roll(n)), 1)
     got = _similarity.self_log_sum_exp(
-        z, masked, tile_size=tile_size, bound=1.0 if bounded else math.inf
+        z, _similarity.Mask(masked), tile_size=tile_size, bound=1.0 if bounded else math.inf
     )
     s = matrix(z, z, masked).detach()
     close(got.detach(), sums(s, 1))
@@ -108,7 +113,7 @@ def test_means_and_weighted_sums(seed, n, m, tile_size, c, bounded):
     chosen = torch.Generator().manual_seed(seed)
     masked = torch.randint(-1, m + 2, (n, c), generator=chosen)
     options = {"tile_size": tile_size, "bound": 1.0 if bounded else math.inf}
-    lse, mean = _similarity.log_sum_exp_and_mean(q, k, masked, **options)
+    lse, mean = _similarity.log_sum_exp_and_mean(q, k, _similarity.Mask(masked), **options)
     s = matrix(q, k, masked).detach()
     p = slopes(s, torch.ones(n, dtype=F64), 1)
     close(lse, sums(s, 1))
@@ -119,7 +124,9 @@ def test_means_and_weighted_sums(seed, n, m, tile_size, c, bounded):
     log_norm = draw(n, seed=seed + 3)
     weights = torch.exp(s - log_norm.unsqueeze(1))
     given_value = draw(n, seed=seed + 4)
-    value = _similarity.weighted_sum(q, k, masked, log_norm, given_value, **options)
+    value = _similarity.weighted_sum(
+        q, k, _similarity.Mask(masked), log_norm, given_value, **options
+    )
     close(value.detach(), given_value, rtol=0, atol=0)
     got = gradients(value, (q, k), seed)
     want = gradients((weights * (q @ k.t())).sum(1), (q, k), seed)
@@ -129,10 +136,10 @@ def test_means_and_weighted_sums(seed, n, m, tile_size, c, bounded):
 
 def test_one_side_that_is_asked_for_leaves_the_other_alone():
     q, k = draw(5, 3).requires_grad_(), draw(4, 3, seed=1)
-    (rows,) = _similarity.log_sum_exp(q, k, None, tile_size=2)
+    (rows,) = _similarity.log_sum_exp(q, k, _similarity.Mask(), tile_size=2)
     (gradient,) = torch.autograd.grad(rows.sum(), q)
     close(gradient, torch.softmax(q @ k.t(), 1).detach() @ k)
-    _, columns = _similarity.log_sum_exp(q, k, None, tile_size=2, columns=True)
+    _, columns = _similarity.log_sum_exp(q, k, _similarity.Mask(), tile_size=2, columns=True)
     (gradient,) = torch.autograd.grad(columns.sum(), q)
     close(gradient, torch.softmax(q @ k.t(), 0).detach() @ k)
 
@@ -144,7 +151,9 @@ def test_what_is_masked_may_be_out_of_the_range_of_exp(bound, columns):
     q = torch.cat((torch.tensor([[900.0, 0.0]]), torch.zeros(1, 2))).double().requires_grad_()
     k = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], dtype=F64)
     masked = torch.tensor([[0], [-1]])
-    rows, *others = _similarity.log_sum_exp(q, k, masked, tile_size=2, bound=bound, columns=columns)
+    rows, *others = _similarity.log_sum_exp(
+        q, k, _similarity.Mask(masked), tile_size=2, bound=bound, columns=columns
+    )
     close(rows.detach(), torch.tensor([2.0, 3.0], dtype=F64).log())
     (gradient,) = torch.autograd.grad(sum(x.sum() for x in (rows, *others)), q)
     assert bool(gradient.isfinite().all())
@@ -155,14 +164,14 @@ def test_a_running_maximum_where_exp_would_overflow(dtype):
     # Rising and falling maxima over the tiles, in rows and columns.
     q = torch.tensor([[-500.0], [300.0], [0.0], [800.0]], dtype=dtype).requires_grad_()
     k = torch.tensor([[1.0], [-1.0], [2.0], [0.5], [-2.0]], dtype=dtype)
-    got = _similarity.log_sum_exp(q, k, None, tile_size=1, columns=True)
+    got = _similarity.log_sum_exp(q, k, _similarity.Mask(), tile_size=1, columns=True)
     s = q @ k.t()
     want = (s.logsumexp(1), s.logsumexp(0))
     for x, y in zip(got, want, strict=True):
         close(x.detach(), y.detach(), rtol=1e-6, atol=0)
         (a,), (b,) = (torch.autograd.grad(v.sum(), q, retain_graph=True) for v in (x, y))
         close(a, b, rtol=1e-6, atol=1e-30)
-    lse, mean = _similarity.log_sum_exp_and_mean(q, k, None, tile_size=1)
+    lse, mean = _similarity.log_sum_exp_and_mean(q, k, _similarity.Mask(), tile_size=1)
     close(lse, want[0].detach(), rtol=1e-6, atol=0)
     close(mean, (torch.softmax(s, 1) * s).sum(1).detach(), rtol=1e-6, atol=1e-6)
 
@@ -172,7 +181,7 @@ def test_both_ways_at_the_border_between_them(bound):
     # All similarities of a row at either end of the range.
     q = torch.tensor([[1.0], [-1.0]]).mul(bound).requires_grad_()
     k = torch.ones(1000, 1)
-    (rows,) = _similarity.log_sum_exp(q, k, None, tile_size=300, bound=bound)
+    (rows,) = _similarity.log_sum_exp(q, k, _similarity.Mask(), tile_size=300, bound=bound)
     want = torch.tensor([bound, -bound]) + math.log(1000)
     close(rows.detach(), want, rtol=1e-6, atol=0)
     (gradient,) = torch.autograd.grad(rows.sum(), q)
@@ -183,10 +192,125 @@ def test_a_row_in_which_nothing_is_left_has_no_gradient():
     q = draw(2, 3).requires_grad_()
     masked = torch.tensor([[0, 1], [0, -1]])
     for bound in (1.0, math.inf):
-        (rows,) = _similarity.log_sum_exp(q, q.detach(), masked, tile_size=1, bound=bound)
+        (rows,) = _similarity.log_sum_exp(
+            q, q.detach(), _similarity.Mask(masked), tile_size=1, bound=bound
+        )
         assert rows[0] == LOWEST
         (gradient,) = torch.autograd.grad(rows.sum(), q)
         close(gradient, torch.stack((torch.zeros(3, dtype=F64), q[1].detach())))
+
+
+def labelled(seed, n, m, equal):
+    chosen = torch.Generator().manual_seed(seed)
+    rows, columns = (torch.randint(0, 3, (x,), generator=chosen) for x in (n, m))
+    pairs = rows.unsqueeze(1) == columns
+    return _similarity.Mask(None, rows, columns, equal=equal), pairs if equal else ~pairs
+
+
+@given(seeds, sizes, sizes, tile_sizes, st.booleans(), st.booleans(), st.booleans())
+def test_sums_over_pairs_of_labels(seed, n, m, tile_size, equal, bounded, columns):
+    q, k = draw(n, 3, seed=seed).requires_grad_(), draw(m, 3, seed=seed + 1).requires_grad_()
+    mask, out = labelled(seed, n, m, equal)
+    got = _similarity.log_sum_exp(
+        q, k, mask, tile_size=tile_size, bound=1.0 if bounded else math.inf, columns=columns
+    )
+    s = (q @ k.t()).masked_fill(out, -math.inf).detach()
+    slope, value = torch.zeros_like(s), 0.0
+    for axis, x in zip((1, 0), got, strict=False):
+        close(x.detach(), sums(s, axis))
+        along = draw(len(x), seed=seed + 2 + axis)
+        value = value + (along * x).sum()
+        slope += slopes(s, along, axis)
+    for x, y in zip(torch.autograd.grad(value, (q, k)), (slope @ k, slope.t() @ q), strict=True):
+        close(x, y.detach())
+
+
+@given(seeds, st.integers(0, 6), tile_sizes, st.booleans(), st.booleans())
+def test_sums_of_rows_with_each_other_by_labels(seed, n, tile_size, equal, bounded):
+    z = draw(n, 3, seed=seed).requires_grad_()
+    labels = torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(seed))
+    mask = _similarity.Mask(torch.arange(n).unsqueeze(1), labels, labels, equal=equal)
+    out = (labels.unsqueeze(1) == labels) == equal
+    s = (z @ z.t()).masked_fill(out | torch.eye(n, dtype=torch.bool), -math.inf).detach()
+    got = _similarity.self_log_sum_exp(
+        z, mask, tile_size=tile_size, bound=1.0 if bounded else math.inf
+    )
+    close(got.detach(), sums(s, 1))
+    along = draw(n, seed=seed + 2)
+    slope = slopes(s, along, 1)
+    (gradient,) = torch.autograd.grad((along * got).sum(), z)
+    close(gradient, ((slope + slope.t()) @ z).detach())
+
+
+@given(seeds, st.integers(1, 6), st.integers(1, 7), tile_sizes, st.integers(1, 8), st.booleans())
+def test_the_largest_and_what_is_at_least_as_large(seed, n, m, tile_size, kth, bounded):
+    q, k = draw(n, 3, seed=seed).requires_grad_(), draw(m, 3, seed=seed + 1).requires_grad_()
+    k.data[0] = k.data[-1]  # a tie
+    mask, out = labelled(seed, n, m, True)
+    s = (q @ k.t()).masked_fill(out, -math.inf).detach()
+    least = _similarity.kth_largest(q, k, mask, kth, tile_size=tile_size)
+    want = s.sort(descending=True).values[:, kth - 1] if kth <= m else s.new_full((n,), -math.inf)
+    close(least, want)
+    assert not least.requires_grad
+    kept = mask._replace(least=least)
+    (rows,) = _similarity.log_sum_exp(
+        q, k, kept, tile_size=tile_size, bound=1.0 if bounded else math.inf
+    )
+    # The tie is one of the sums too, whatever the order in which its products were added up.
+    s = s.masked_fill(s < (want - 1e-12).unsqueeze(1), -math.inf)
+    close(rows.detach(), sums(s, 1))
+    along = draw(n, seed=seed + 2)
+    slope = slopes(s, along, 1)
+    got = torch.autograd.grad((along * rows).sum(), (q, k))
+    for x, y in zip(got, (slope @ k, slope.t() @ q), strict=True):
+        close(x, y.detach())
+
+
+TERMS = {
+    "softplus": (_similarity.Softplus(), torch.nn.functional.softplus),
+    "above": (_similarity.Hinge(0.3, 1, False), lambda s: (s - 0.3).relu()),
+    "below": (_similarity.Hinge(0.3, -1, False), lambda s: (0.3 - s).relu()),
+}
+
+
+@given(seeds, sizes, sizes, tile_sizes, st.sampled_from(sorted(TERMS)), st.booleans())
+def test_sums_of_terms(seed, n, m, tile_size, name, equal):
+    q, k = draw(n, 3, seed=seed).requires_grad_(), draw(m, 3, seed=seed + 1).requires_grad_()
+    terms, function = TERMS[name]
+    mask, out = labelled(seed, n, m, equal)
+    mask = mask._replace(columns=torch.zeros(n, 1, dtype=torch.long))
+    out = out | (torch.arange(m) == 0)
+    total, count = _similarity.term_sums(q, k, mask, terms, tile_size=tile_size)
+    values = function(q @ k.t()).masked_fill(out, 0.0)
+    close(total, values.sum(1))
+    if name != "softplus":
+        close(count, ((values > 0) & ~out).sum(1).to(F64))
+    for x, y in zip(
+        gradients(total, (q, k), seed), gradients(values.sum(1), (q, k), seed), strict=True
+    ):
+        close(x, y)
+
+
+@pytest.mark.parametrize(("sign", "margin"), [(1, -1.0), (-1, 1.0)])
+def test_a_hinge_at_its_margin_counts_and_rounding_does_not_take_it_away(sign, margin):
+    # In float32 this cosine of a row with itself is above 1, with its opposite below -1.
+    z = torch.nn.functional.normalize(torch.full((1, 3), 1.0)) * (1.0 + 2e-7)
+    assert float(z @ z.t()) > 1.0
+    terms = _similarity.Hinge(margin, sign, True)
+    total, count = _similarity.term_sums(
+        -z if sign > 0 else z, z, _similarity.Mask(), terms, tile_size=4
+    )
+    assert (float(total), float(count)) == (0.0, 1.0)
+
+
+def test_labels_that_change_between_forward_and_backward_are_noticed():
+    q = draw(3, 2).requires_grad_()
+    labels = torch.tensor([0, 1, 0])
+    mask = _similarity.Mask(None, labels, labels)
+    (rows,) = _similarity.log_sum_exp(q, q.detach(), mask, tile_size=2)
+    labels[0] = 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        rows.sum().backward()
 
 
 # The losses, beside their dense form.

@@ -1,14 +1,16 @@
 """Sums over a matrix of similarities that is never held, only made tile by tile.
 
-For queries q (N, D) and keys k (M, D), s = q k^T, without the entries that ``masked`` names:
+For queries q (N, D) and keys k (M, D), s = q k^T, without the entries that a :class:`Mask` names:
 
     rows      lse_i = log sum_j exp(s_ij)
     columns   lse_j = log sum_i exp(s_ij), from the same tiles
     means     sum_j exp(s_ij - lse_i) s_ij, for sums that weigh the similarities themselves
+    terms     sum_j f(s_ij), f a softplus or a hinge
 
 What is kept are q, k and one number per row. Backward makes the tiles again: with the slope
-W = g exp(s - lse) of a tile, dq += W k and dk += W^T q. A temperature, or one per row, scales the
-queries outside, where its gradient follows by itself.
+W = g exp(s - lse), or g f'(s), of a tile, dq += W k and dk += W^T q. A temperature, or one per row,
+scales the queries outside, where its gradient follows by itself; so does a bias, the similarity to
+a column of ones.
 
 First order only: the backward is a Function whose own backward raises an error.
 """
@@ -20,11 +22,68 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from lossary._numerics import softplus
 from lossary._softmax import _has_tangent, _is_legacy_batched
 
 #: Up to this size of the similarities their exponentials are summed up as they are: exp(30) over
 #: 1e12 keys, and its reciprocal, are far inside of float32. Beyond it by a running maximum.
 BOUND = 30.0
+
+
+class Mask(NamedTuple):
+    """Which entries are left out: those that any of these names."""
+
+    #: (N, c), columns that row i leaves out, in any order; outside [0, M): none.
+    columns: Tensor | None = None
+    #: (N,) and (M,), labels: what is left out are the pairs whose labels differ,
+    row_labels: Tensor | None = None
+    column_labels: Tensor | None = None
+    #: (N,), the least similarity that row i keeps.
+    least: Tensor | None = None
+    #: or, if so, those whose labels are equal.
+    equal: bool = False
+
+
+class Softplus(NamedTuple):
+    """The terms log(1 + exp(s))."""
+
+    #: What an entry has that is not there: it adds nothing, and has no slope.
+    absent: float = -math.inf
+    unit: bool = False
+
+    def value(self, s: Tensor) -> tuple[Tensor, None]:
+        """Return the terms, all of which count."""
+        return softplus(s), None
+
+    def slope(self, s: Tensor) -> Tensor:
+        """Replace the similarities by the derivatives of their terms."""
+        return s.sigmoid_()
+
+
+class Hinge(NamedTuple):
+    """The terms max(0, sign (s - margin)), of which those with sign (s - margin) >= 0 count."""
+
+    margin: float
+    sign: int
+    #: Cosines: rounding must not carry them out of [-1, 1], to the other side of a margin of 1.
+    unit: bool
+
+    @property
+    def absent(self) -> float:
+        """Return what an entry has that is not there."""
+        return -self.sign * math.inf
+
+    def value(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the terms, and which of them count."""
+        excess = self._excess(s)
+        return excess.clamp(min=0.0), excess >= 0
+
+    def slope(self, s: Tensor) -> Tensor:
+        """Replace the similarities by the derivatives of their terms."""
+        return s.copy_(self._excess(s) >= 0).mul_(self.sign)
+
+    def _excess(self, s: Tensor) -> Tensor:
+        return s.sub_(self.margin).mul_(self.sign)
 
 
 class _Plan(NamedTuple):
@@ -39,12 +98,14 @@ class _Plan(NamedTuple):
     symmetric: bool = False
     #: Also the means of the rows.
     means: bool = False
+    #: Sums of these instead.
+    terms: Softplus | Hinge | None = None
 
 
 def log_sum_exp(
     q: Tensor,
     k: Tensor,
-    masked: Tensor | None,
+    mask: Mask,
     *,
     tile_size: int,
     bound: float = math.inf,
@@ -55,7 +116,7 @@ def log_sum_exp(
     Args:
         q: (N, D), float32 or float64.
         k: (M, D).
-        masked: (N, c), columns that row i leaves out, in any order; outside [0, M): none.
+        mask: the entries that are left out.
         tile_size: rows and columns of a tile.
         bound: what no similarity exceeds in size.
         columns: also the sums of the columns.
@@ -63,29 +124,59 @@ def log_sum_exp(
     A row (or column) in which nothing is left has the lowest finite number, and no gradient.
     """
     plan = _Plan(tile_size, bound <= BOUND, columns)
-    return _differentiable_sums(q, k, masked, plan)
+    return _differentiable_sums(q, k, mask, plan)
 
 
-def self_log_sum_exp(
-    z: Tensor, masked: Tensor, *, tile_size: int, bound: float = math.inf
-) -> Tensor:
+def self_log_sum_exp(z: Tensor, mask: Mask, *, tile_size: int, bound: float = math.inf) -> Tensor:
     """Return the rows' sums of z z^T; if j is masked in row i, so must be i in row j."""
-    (rows,) = _differentiable_sums(z, z, masked, _Plan(tile_size, bound <= BOUND, symmetric=True))
+    (rows,) = _differentiable_sums(z, z, mask, _Plan(tile_size, bound <= BOUND, symmetric=True))
     return rows
 
 
 def log_sum_exp_and_mean(
-    q: Tensor, k: Tensor, masked: Tensor | None, *, tile_size: int, bound: float = math.inf
+    q: Tensor, k: Tensor, mask: Mask, *, tile_size: int, bound: float = math.inf
 ) -> tuple[Tensor, Tensor]:
     """Return the sums and the means of the rows, without a gradient."""
-    lse, mean = _sums(q, k, masked, _Plan(tile_size, bound <= BOUND, means=True))
+    lse, mean = _sums(q, k, mask, _Plan(tile_size, bound <= BOUND, means=True))
     return lse, mean
+
+
+def term_sums(
+    q: Tensor, k: Tensor, mask: Mask, terms: Softplus | Hinge, *, tile_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return sum_j f(s_ij), differentiable once in q and k, and how many terms count."""
+    plan = _Plan(tile_size, False, terms=terms)
+    value, count = _sums(q, k, mask, plan)
+    (total,) = _attached(q, k, mask, plan, (), (value,))
+    return total, count
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.no_grad()
+def kth_largest(q: Tensor, k: Tensor, mask: Mask, kth: int, *, tile_size: int) -> Tensor:
+    """Return the kth largest similarity of every row, -inf where fewer are left.
+
+    A few whole rows are held at a time, tile_size x M similarities; they are computed in the tiles
+    of the other sweeps, to whose similarities the result will be compared.
+    """
+    _check_transforms(q, k, tile_size=tile_size)
+    q, k = q.detach(), k.detach()
+    out = q.new_full((len(q),), -math.inf)
+    if not out.numel() or kth > len(k):
+        return out
+    held = q.new_empty(min(len(q), tile_size), len(k))
+    for rows, columns, s, _ in _tiles(q, k, mask, _Plan(tile_size, False)):
+        part = held[: len(s)]
+        part[:, columns] = s
+        if columns.stop == len(k):
+            out[rows] = part.amax(1) if kth == 1 else part.kthvalue(len(k) + 1 - kth, 1).values
+    return out
 
 
 def weighted_sum(
     q: Tensor,
     k: Tensor,
-    masked: Tensor | None,
+    mask: Mask,
     log_norm: Tensor,
     value: Tensor,
     *,
@@ -97,7 +188,7 @@ def weighted_sum(
     The value is exp(lse - log_norm) mean, of which the caller has the parts.
     """
     plan = _Plan(tile_size, bound <= BOUND)
-    out: tuple[Tensor, ...] = _attached(q, k, masked, plan, (log_norm,), (value,))
+    out: tuple[Tensor, ...] = _attached(q, k, mask, plan, (log_norm,), (value,))
     return out[0]
 
 
@@ -117,18 +208,16 @@ def _check_transforms(*tensors: Tensor, tile_size: int) -> None:
         raise RuntimeError(_advice("forward-mode derivatives and vmap", tile_size))
 
 
-def _differentiable_sums(
-    q: Tensor, k: Tensor, masked: Tensor | None, plan: _Plan
-) -> tuple[Tensor, ...]:
-    lse = _sums(q, k, masked, plan)
-    out: tuple[Tensor, ...] = _attached(q, k, masked, plan, lse, lse)
+def _differentiable_sums(q: Tensor, k: Tensor, mask: Mask, plan: _Plan) -> tuple[Tensor, ...]:
+    lse = _sums(q, k, mask, plan)
+    out: tuple[Tensor, ...] = _attached(q, k, mask, plan, lse, lse)
     return out
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _sums(q: Tensor, k: Tensor, masked: Tensor | None, plan: _Plan) -> tuple[Tensor, ...]:
+def _sums(q: Tensor, k: Tensor, mask: Mask, plan: _Plan) -> tuple[Tensor, ...]:
     _check_transforms(q, k, tile_size=plan.tile_size)
-    out: tuple[Tensor, ...] = _Sums.apply(q.detach(), k.detach(), masked, plan)  # type: ignore[no-untyped-call]
+    out: tuple[Tensor, ...] = _Sums.apply(q.detach(), k.detach(), mask, plan)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -136,14 +225,14 @@ def _sums(q: Tensor, k: Tensor, masked: Tensor | None, plan: _Plan) -> tuple[Ten
 def _attached(
     q: Tensor,
     k: Tensor,
-    masked: Tensor | None,
+    mask: Mask,
     plan: _Plan,
     norms: tuple[Tensor, ...],
     values: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
     """Return the values, with the slopes exp(s - norm) of their axis in the similarities."""
     _check_transforms(q, k, tile_size=plan.tile_size)
-    out: tuple[Tensor, ...] = _Attached.apply(q, k, masked, plan, *norms, *values)  # type: ignore[no-untyped-call]
+    out: tuple[Tensor, ...] = _Attached.apply(q, k, mask, plan, *norms, *values)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -155,16 +244,16 @@ class _FirstOrder(torch.autograd.Function):
         raise RuntimeError(_advice("forward-mode derivatives", ctx.plan.tile_size))
 
     @staticmethod
-    def vmap(info: Any, dims: Any, q: Any, k: Any, masked: Any, plan: _Plan, *_: Any) -> NoReturn:
+    def vmap(info: Any, dims: Any, q: Any, k: Any, mask: Any, plan: _Plan, *_: Any) -> NoReturn:
         raise RuntimeError(_advice("vmap", plan.tile_size))
 
 
 class _Sums(_FirstOrder):
-    """The sums, and the means if wanted, of constants."""
+    """The sums, and the means or counts if wanted, of constants."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, masked: Tensor | None, plan: _Plan) -> tuple[Tensor, ...]:
-        return _tiled_sums(q, k, masked, plan)
+    def forward(q: Tensor, k: Tensor, mask: Mask, plan: _Plan) -> tuple[Tensor, ...]:
+        return (_tiled_sums if plan.terms is None else _tiled_terms)(q, k, mask, plan)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -175,23 +264,24 @@ class _Attached(_FirstOrder):
     """Values that are known, whose gradient takes a sweep over the tiles."""
 
     @staticmethod
-    def forward(
-        q: Tensor, k: Tensor, masked: Tensor | None, plan: _Plan, *both: Tensor
-    ) -> tuple[Tensor, ...]:
-        return tuple(x.clone() for x in both[len(both) // 2 :])
+    def forward(q: Tensor, k: Tensor, mask: Mask, plan: _Plan, *both: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.clone() for x in both[len(both) - _outputs(plan) :])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        q, k, masked, ctx.plan, *both = inputs
-        ctx.save_for_backward(q, k, masked, *both[: len(both) // 2])
+        q, k, mask, ctx.plan, *both = inputs
+        ctx.equal = mask.equal
+        ctx.save_for_backward(q, k, *mask[:-1], *both[: len(both) - _outputs(ctx.plan)])
 
     @staticmethod
     def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, masked, *norms = ctx.saved_tensors
+        q, k, *saved = ctx.saved_tensors
+        parts = len(Mask._fields) - 1
+        mask, norms = Mask(*saved[:parts])._replace(equal=ctx.equal), saved[parts:]
         if any(_is_legacy_batched(g) for g in gs):
             raise RuntimeError(_advice("batched gradients", ctx.plan.tile_size))
-        dq, dk = _Slopes.apply(q, k, masked, ctx.plan, *norms, *gs)  # type: ignore[no-untyped-call]
-        return dq, dk, None, None, *[None] * (2 * len(norms))
+        dq, dk = _Slopes.apply(q, k, mask, ctx.plan, *norms, *gs)  # type: ignore[no-untyped-call]
+        return dq, dk, None, None, *[None] * (len(norms) + len(gs))
 
 
 class _Slopes(_FirstOrder):
@@ -199,10 +289,10 @@ class _Slopes(_FirstOrder):
 
     @staticmethod
     def forward(
-        q: Tensor, k: Tensor, masked: Tensor | None, plan: _Plan, *both: Tensor
+        q: Tensor, k: Tensor, mask: Mask, plan: _Plan, *both: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        sides = len(both) // 2
-        return _tiled_slopes(q, k, masked, plan, both[:sides], both[sides:])
+        sides = len(both) - _outputs(plan)
+        return _tiled_slopes(q, k, mask, plan, both[:sides], both[sides:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -216,10 +306,15 @@ class _Slopes(_FirstOrder):
 # The tiles.
 
 
+def _outputs(plan: _Plan) -> int:
+    """Return how many values are differentiable: one of every side."""
+    return 2 if plan.columns else 1
+
+
 def _tiles(
-    q: Tensor, k: Tensor, masked: Tensor | None, plan: _Plan
+    q: Tensor, k: Tensor, mask: Mask, plan: _Plan
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Yield rows, columns, their similarities with -inf where masked, and as much scratch.
+    """Yield rows, columns, their similarities, absent where masked, and as much scratch.
 
     Of one side of queries and keys, without means, nothing needs the scratch: it is the tile.
     """
@@ -235,16 +330,24 @@ def _tiles(
             shape = rows.stop - a, columns.stop - b
             s, spare = (x[: shape[0] * shape[1]].view(shape) for x in (first, second))
             torch.mm(q[rows], k[columns].t(), out=s)
-            _fill(s, masked, rows, columns, -math.inf)
+            if plan.terms is not None and plan.terms.unit:
+                s.clamp_(-1.0, 1.0)
+            _fill(s, mask, rows, columns, -math.inf if plan.terms is None else plan.terms.absent)
             yield rows, columns, s, spare
 
 
-def _fill(s: Tensor, masked: Tensor | None, rows: slice, columns: slice, value: float) -> None:
+def _fill(s: Tensor, mask: Mask, rows: slice, columns: slice, value: float) -> None:
     """Write the value where the tile is masked."""
-    if masked is None:
+    if mask.least is not None:
+        s.masked_fill_(s < mask.least[rows].unsqueeze(1), value)
+    if mask.row_labels is not None and mask.column_labels is not None:
+        compare = torch.eq if mask.equal else torch.ne
+        of_rows, of_columns = mask.row_labels[rows], mask.column_labels[columns]
+        s.masked_fill_(compare(of_rows.unsqueeze(1), of_columns), value)
+    if mask.columns is None:
         return
     width = s.shape[1]
-    for at in (masked[rows] - columns.start).split(1, 1):
+    for at in (mask.columns[rows] - columns.start).split(1, 1):
         inside = (at >= 0) & (at < width)
         at = at.clamp(0, width - 1)
         s.scatter_(1, at, torch.where(inside, value, s.gather(1, at)))
@@ -277,10 +380,10 @@ class _Running:
         return (lse if self.top is None else lse.add_(self.top)).clamp_(min=self.lowest)
 
 
-def _tiled_sums(q: Tensor, k: Tensor, masked: Tensor | None, plan: _Plan) -> tuple[Tensor, ...]:
+def _tiled_sums(q: Tensor, k: Tensor, mask: Mask, plan: _Plan) -> tuple[Tensor, ...]:
     across = _Running(len(q), 1, q, plan)
     down = _Running(len(k), 0, q, plan) if plan.columns else across
-    for rows, columns, s, spare in _tiles(q, k, masked, plan):
+    for rows, columns, s, spare in _tiles(q, k, mask, plan):
         sides = [(across, rows, 1)]
         if plan.columns or (plan.symmetric and rows != columns):
             sides.append((down, columns, 0))
@@ -293,7 +396,7 @@ def _tiled_sums(q: Tensor, k: Tensor, masked: Tensor | None, plan: _Plan) -> tup
             side.total[part] += e.sum(axis)
         if across.moment is not None:
             # 0 for -inf: there the exponential is 0, too.
-            _fill(s, masked, rows, columns, 0.0)
+            _fill(s, mask, rows, columns, 0.0)
             across.moment[rows] += e.mul_(s).sum(1)
     if across.moment is not None:
         least = torch.finfo(q.dtype).tiny
@@ -301,10 +404,20 @@ def _tiled_sums(q: Tensor, k: Tensor, masked: Tensor | None, plan: _Plan) -> tup
     return (across.result(), down.result()) if plan.columns else (across.result(),)
 
 
+def _tiled_terms(q: Tensor, k: Tensor, mask: Mask, plan: _Plan) -> tuple[Tensor, ...]:
+    assert plan.terms is not None
+    total, count = q.new_zeros(2, len(q))
+    for rows, _, s, _ in _tiles(q, k, mask, plan):
+        terms, counts = plan.terms.value(s)
+        total[rows] += terms.sum(1)
+        count[rows] += s.shape[1] if counts is None else counts.sum(1)
+    return total, count
+
+
 def _tiled_slopes(
     q: Tensor,
     k: Tensor,
-    masked: Tensor | None,
+    mask: Mask,
     plan: _Plan,
     norms: tuple[Tensor, ...],
     gs: tuple[Tensor, ...],
@@ -320,9 +433,11 @@ def _tiled_slopes(
     both = plan.columns or plan.symmetric
     # Of one side, the factor of a row is left to the (N, D) matrices.
     heavy = q if both else q * gs[0].unsqueeze(1)
-    for rows, columns, s, spare in _tiles(q, k, masked, plan):
+    for rows, columns, s, spare in _tiles(q, k, mask, plan):
         if both:
             _two_sided(s, spare, plan, rows, columns, norms, gs)
+        elif plan.terms is not None:
+            plan.terms.slope(s)
         elif plan.bounded:
             s.exp_()
         else:

@@ -263,7 +263,12 @@ class InfoNCELoss(_Contrastive):
         if n is not None and n.dim() == 2:
             keys = torch.cat((keys, n))
         rest, *columns = _similarity.log_sum_exp(
-            q, keys, target, tile_size=self.tile_size, bound=self._bound(), columns=both
+            q,
+            keys,
+            _similarity.Mask(target),
+            tile_size=self.tile_size,
+            bound=self._bound(),
+            columns=both,
         )
         if n is not None and n.dim() == 3:  # fewer similarities than numbers in the negatives
             rest = torch.logaddexp(rest, _own_similarities(q, n).logsumexp(1))
@@ -390,18 +395,19 @@ class NTXentLoss(_Contrastive):
         value = _cross_entropy(logits, other)
         return (value[:n] + value[n:]) / 2
 
-    def _tiled(self, z: Tensor, keys: Tensor, masked: Tensor, tile_size: int) -> Tensor:
-        """Return the same without the matrix: of row i, the keys ``masked`` are no negatives."""
+    def _tiled(self, z: Tensor, keys: Tensor, absent: Tensor, tile_size: int) -> Tensor:
+        """Return the same without the matrix: of row i, the keys ``absent`` are no negatives."""
+        mask = _similarity.Mask(absent)
         bound = 1.0 / self.temperature if self.normalize else math.inf
         n, root = len(z) // 2, self.temperature**-0.5
         alone = keys is z
         z = z * root
         own = (z[:n] * z[n:]).sum(1)
         if alone:
-            rest = _similarity.self_log_sum_exp(z, masked, tile_size=tile_size, bound=bound)
+            rest = _similarity.self_log_sum_exp(z, mask, tile_size=tile_size, bound=bound)
         else:
             (rest,) = _similarity.log_sum_exp(
-                z, keys * root, masked, tile_size=tile_size, bound=bound
+                z, keys * root, mask, tile_size=tile_size, bound=bound
             )
         return (softplus(rest[:n] - own) + softplus(rest[n:] - own)) / 2
 

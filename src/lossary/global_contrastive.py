@@ -70,7 +70,8 @@ class _Tiled:
         own: Tensor | None,
         loss: "_GlobalContrastive",
     ) -> None:
-        self.queries, self.keys, self.masked = queries, keys, masked
+        self.queries, self.keys = queries, keys
+        self.mask = _similarity.Mask(masked)
         self.own = queries.new_zeros(len(queries)) if own is None else own
         assert loss.tile_size is not None
         self.dtype = queries.dtype
@@ -83,7 +84,7 @@ class _Tiled:
         self.lse, self.mean = _similarity.log_sum_exp_and_mean(
             self.queries.detach() / tau.unsqueeze(1),
             self.keys.detach(),
-            self.masked,
+            self.mask,
             tile_size=self.tile_size,
             bound=self.bound,
         )
@@ -95,7 +96,7 @@ class _Tiled:
         value = _similarity.weighted_sum(
             self.queries / tau.unsqueeze(1),
             self.keys,
-            self.masked,
+            self.mask,
             log_norm,
             mass * self.mean,
             tile_size=self.tile_size,
