@@ -50,8 +50,12 @@ def makers():
                 lambda t=t, loss=loss, **o: remembering(loss, tile_size=t, **o),
                 "index",
             )
+        yield (
+            f"TCM {kind}",
+            lambda t=t, **o: TCMLoss(0.9, 0.1, 1.0, 2.0, tile_size=t, **o),
+            "labels",
+        )
     yield "separation", lambda **o: FeatureSeparationLoss(0.3, **o), "labels"
-    yield "TCM", lambda **o: TCMLoss(0.9, 0.1, 1.0, 2.0, **o), "labels"
     yield "normalised logistic", NormalizedLogisticLoss, "binary"
 
 

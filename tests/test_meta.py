@@ -131,6 +131,7 @@ FLOORS = [
     "_state",
     "_layouts",
     "_base",
+    "_embedding_base",
     "_sequence_base",
     "_pairwise",
 ]

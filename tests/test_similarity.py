@@ -13,6 +13,7 @@ from lossary import (
     GlobalContrastiveLoss,
     InfoNCELoss,
     NTXentLoss,
+    TCMLoss,
     TwoWayGlobalContrastiveLoss,
     _similarity,
 )
@@ -385,6 +386,16 @@ def test_five_steps_of_the_global_losses(seed, n, tile_size, tau, learns, normal
             close(modules[1].state_dict()[name], x, rtol=1e-9)
 
 
+@given(seeds, sizes, tile_sizes, st.sampled_from([(0.9, 0.1), (1.0, -1.0), (0.2, 0.6)]))
+def test_threshold_consistent_margins(seed, n, tile_size, margins):
+    z = draw(n, 3, seed=seed)
+    z[1:2] = z[:1]  # cosines of 1, up to rounding
+    labels = torch.randint(0, 3, (n,), generator=torch.Generator().manual_seed(seed))
+    for normalize in (True, False):
+        losses = pair(lambda **o: TCMLoss(*margins, 0.5, 2.0, **o), tile_size, normalize=normalize)
+        same(*losses, (z.requires_grad_(),), seed, labels)
+
+
 def test_two_indices_in_tiles():
     z = draw(2, 4, 3).requires_grad_()
     index, index2 = torch.tensor([0, 1, 2, 3]), torch.tensor([7, 6, 5, 4])
@@ -439,13 +450,23 @@ LOSSES = [
     InfoNCELoss(symmetric=True, learnable_temperature=True, tile_size=4),
     NTXentLoss(tile_size=4),
     *(loss(9, 0.1, tile_size=4) for loss in GLOBAL),
+    TCMLoss(tile_size=4),
 ]
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda x: type(x).__name__)
 
 
+LABELS = torch.arange(9) % 3
+
+
+def inputs_of(loss, a, b):
+    """What the loss takes of two batches of embeddings."""
+    if isinstance(loss, TCMLoss):
+        return a + b, LABELS
+    return (a, b, torch.arange(9)) if isinstance(loss, GLOBAL) else (a, b)
+
+
 def call(loss, a, b):
-    more = (torch.arange(9),) if isinstance(loss, GLOBAL) else ()
-    return loss(a, b, *more)
+    return loss(*inputs_of(loss, a, b))
 
 
 # What the tiled form does not have, it says.
@@ -493,8 +514,7 @@ def test_transforms_are_refused_or_right(loss):
 def test_batched_gradients_are_refused(loss):
     a, b = draw(2, 9, 3)
     a.requires_grad_()
-    more = (torch.arange(9),) if isinstance(loss, GLOBAL) else ()
-    value = loss.eval().per_sample(a, b, *more)
+    value = loss.eval().per_sample(*inputs_of(loss, a, b))
     loss.train()
     eye = torch.eye(9, dtype=F64)
     with pytest.raises(RuntimeError, match="tile_size: expected None for"):
@@ -506,9 +526,7 @@ def test_batched_gradients_are_refused(loss):
 def test_it_leaves_a_compiled_graph_and_gives_the_same(loss, fresh_compiler):
     a, b = (x.requires_grad_() for x in draw(2, 9, 3))
     want = call(loss.eval(), a, b)
-    got = torch.compile(loss, backend="eager")(
-        a, b, *((torch.arange(9),) if isinstance(loss, GLOBAL) else ())
-    )
+    got = torch.compile(loss, backend="eager")(*inputs_of(loss, a, b))
     loss.train()
     close(got, want)
     for x, y in zip(*(torch.autograd.grad(v, (a, b)) for v in (got, want)), strict=True):
@@ -546,15 +564,19 @@ def peak(call):
         (lambda t: NTXentLoss(tile_size=t), 512),
         (lambda t: GlobalContrastiveLoss(1024, tile_size=t), 1024),
         (lambda t: TwoWayGlobalContrastiveLoss(1024, tile_size=t), 1024),
+        (lambda t: TCMLoss(tile_size=t), 1024),
     ],
 )
 def test_memory_far_below_the_matrix(make, rows):
     a, b = (x.float().requires_grad_() for x in draw(2, rows, 8))
-    more = (torch.arange(rows),) if isinstance(make(None), GLOBAL) else ()
+    if isinstance(make(None), TCMLoss):
+        inputs = (torch.cat((a, b))[:1024], torch.arange(1024) % 50)
+    else:
+        inputs = (a, b, *((torch.arange(rows),) if isinstance(make(None), GLOBAL) else ()))
     size = 4 * 1024**2
 
     def step(loss):
-        return lambda: torch.autograd.grad(loss(a, b, *more), (a, b))
+        return lambda: torch.autograd.grad(loss(*inputs), (a, b), allow_unused=True)
 
     assert peak(step(make(64))) < 0.15 * size
     assert peak(step(make(None))) > size
@@ -566,7 +588,7 @@ def test_memory_far_below_the_matrix(make, rows):
     with torch.autograd.graph.saved_tensors_hooks(
         lambda x: held.append(x.nbytes) or x, lambda x: x
     ):
-        make(64)(a, b, *more)
+        make(64)(*inputs)
     assert max(held) <= 2 * a.nbytes
 
 
@@ -575,7 +597,7 @@ def test_memory_far_below_the_matrix(make, rows):
 
 @pytest.mark.parametrize(
     "make",
-    [InfoNCELoss, NTXentLoss, *(lambda loss=loss, **o: loss(8, **o) for loss in GLOBAL)],
+    [InfoNCELoss, NTXentLoss, TCMLoss, *(lambda loss=loss, **o: loss(8, **o) for loss in GLOBAL)],
 )
 @pytest.mark.parametrize(
     ("tile_size", "error", "says"),

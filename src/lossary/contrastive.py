@@ -8,60 +8,33 @@ looks at the nearest negatives only, a large one at all of them alike.
 """
 
 import math
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from lossary import _distributed, _similarity, _softmax
-from lossary._base import Loss, LossOptions
 from lossary._checks import (
     check_choice,
     check_device,
     check_embeddings,
     check_floating,
-    check_int,
     check_number,
     check_positive,
 )
-from lossary._numerics import normalized, softplus
+from lossary._embedding_base import TiledEmbeddingLoss, TiledOptions
+from lossary._numerics import softplus
 from lossary._properties import Properties
 
 
-class _ContrastiveOptions(LossOptions, total=False):
-    """The keywords that the losses over a matrix of similarities share."""
-
-    gather: bool | str
-    process_group: Any
-    tile_size: int | None
-
-
-class _Contrastive(Loss):
-    """What the losses over a matrix of similarities share."""
-
-    separable = False
+class _Contrastive(TiledEmbeddingLoss):
+    """What the losses over a matrix of similarities at one temperature share."""
 
     def __init__(
-        self,
-        temperature: float,
-        normalize: bool,
-        *,
-        gather: bool | str = "auto",
-        process_group: Any = None,
-        tile_size: int | None = None,
-        **options: Unpack[LossOptions],
+        self, temperature: float, normalize: bool, **options: Unpack[TiledOptions]
     ) -> None:
-        super().__init__(**options)
+        super().__init__(normalize, **options)
         self.temperature = check_positive("temperature", temperature)
-        check_choice("normalize", normalize, (True, False))
-        self.normalize = normalize
-        _distributed.check_gather(gather, process_group)
-        self.gather = gather
-        self.process_group = process_group
-        self.tile_size = None if tile_size is None else check_int("tile_size", tile_size, 1)
-
-    def _units(self, *embeddings: Tensor) -> list[Tensor]:
-        return [normalized(x) if self.normalize else x for x in embeddings]
 
     def properties(self) -> Properties:
         """Return what this instance guarantees."""
@@ -191,7 +164,7 @@ class InfoNCELoss(_Contrastive):
         in_batch: bool = True,
         normalize: bool = True,
         learnable_temperature: bool = False,
-        **options: Unpack[_ContrastiveOptions],
+        **options: Unpack[TiledOptions],
     ) -> None:
         super().__init__(temperature, normalize, **options)
         check_choice("symmetric", symmetric, (True, False))
@@ -215,9 +188,9 @@ class InfoNCELoss(_Contrastive):
         """Return the loss of every query, unreduced."""
         check_embeddings(query=query, positive=positive)
         self._check_negatives(query, negatives)
-        q, p = self._units(query, positive)
+        q, p = self.units(query, positive)
         q = q * self._scale(q)
-        n = None if negatives is None else self._units(negatives)[0]
+        n = None if negatives is None else self.units(negatives)[0]
         values = self._dense if self.tile_size is None else self._tiled
         if not (self.in_batch and self._gathers()):
             return values(q, p, p, 0, n, self.symmetric)
@@ -370,14 +343,14 @@ class NTXentLoss(_Contrastive):
         self,
         temperature: float = 0.5,
         normalize: bool = True,
-        **options: Unpack[_ContrastiveOptions],
+        **options: Unpack[TiledOptions],
     ) -> None:
         super().__init__(temperature, normalize, **options)
 
     def per_sample(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""
         check_embeddings(z1=z1, z2=z2)
-        views = self._units(z1, z2)
+        views = self.units(z1, z2)
         z, n = torch.cat(views), len(z1)
         rows = torch.arange(2 * n, device=z.device)
         if self._gathers():

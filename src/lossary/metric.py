@@ -9,37 +9,35 @@ classes agree on what is near: :class:`TCMLoss` asks for it, and :class:`OPIS` m
 """
 
 import warnings
-from typing import Any, Unpack
+from typing import TypeAlias, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from lossary import _distributed
-from lossary._base import Loss, LossOptions, _upcast
+from lossary._base import _upcast
 from lossary._checks import (
-    check_choice,
-    check_device,
     check_embeddings,
     check_int,
-    check_integers,
     check_number,
     check_positive,
 )
+from lossary._embedding_base import Rows, TiledEmbeddingLoss, TiledOptions, check_labels
 from lossary._numerics import normalized
 from lossary._properties import Properties
+from lossary._similarity import Hinge, Mask, term_sums
+
+#: Of positive and of negative pairs, every row's sum of the excess and its number of hard pairs.
+_Sides: TypeAlias = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def _check_labels(labels: Any, embeddings: Tensor) -> None:
-    check_integers("labels", labels)
-    if labels.shape != embeddings.shape[:1]:
-        raise ValueError(
-            f"labels: expected one per embedding, shape {tuple(embeddings.shape[:1])}, "
-            f"got {tuple(labels.shape)}"
-        )
-    check_device("labels", labels, embeddings)
+def _hard(excess: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return every row's sum over the pairs where the excess is not negative, and their number."""
+    hard = pairs & (excess >= 0)
+    return torch.where(hard, excess, 0.0).sum(1), hard.sum(1)
 
 
-class TCMLoss(Loss):
+class TCMLoss(TiledEmbeddingLoss):
     r"""Threshold-consistent margin: push hard pairs across two fixed cosines.
 
     .. math:: L = \lambda_+ \frac{\sum_{S_+} (m_+ - s)\, 1[s \le m_+]}{\sum_{S_+} 1[s \le m_+]}
@@ -60,12 +58,15 @@ class TCMLoss(Loss):
         gather: whether the rows of all processes make the pairs: ``"auto"`` (default) where
             ``torch.distributed`` runs several, ``True``, or ``False``: those of the own process.
         process_group: whose rows they are. Default ``None``: of all processes.
+        tile_size: rows and columns of the tiles in which the cosines are made, forward and
+            backward, and never held: memory grows as N, not N^2. First derivatives only. Default
+            ``None``: the matrix is held.
         reduction: see :class:`lossary.Loss`. The formula is ``"mean"``.
 
     Shape:
         embeddings (N, D), labels (N,) of any integers. Values (N,), one per anchor: N times the
         anchor's share of both sums, over the counts of the whole batch, so that their mean is L.
-        Dense: a matrix of N x N cosines.
+        Dense, a matrix of N x N cosines, or in tiles with ``tile_size``.
 
     Properties:
         The loss is batch-coupled. 0 <= L <= lambda_+ (1 + m_+) + lambda_- (1 - m_-).
@@ -87,10 +88,11 @@ class TCMLoss(Loss):
         and backward.
 
     Raises:
-        ValueError: margins outside [-1, 1], negative weights, labels not of shape (N,), a
-            ``process_group`` without this process.
+        ValueError: margins outside [-1, 1], negative weights, labels not of shape (N,),
+            ``tile_size`` < 1, a ``process_group`` without this process.
         TypeError: labels that are not integers, embeddings that are not floating point.
-        RuntimeError: ``gather=True`` without ``torch.distributed``.
+        RuntimeError: ``gather=True`` without ``torch.distributed``; second derivatives, forward
+            mode or ``vmap`` with ``tile_size``.
 
     Reference:
         Zhang et al., "Threshold-Consistent Margin Loss for Open-World Deep Metric Learning", 2024.
@@ -103,8 +105,6 @@ class TCMLoss(Loss):
         tensor(0.5788)
     """
 
-    separable = False
-
     def __init__(
         self,
         margin_pos: float = 0.9,
@@ -112,48 +112,51 @@ class TCMLoss(Loss):
         lambda_pos: float = 1.0,
         lambda_neg: float = 1.0,
         normalize: bool = True,
-        *,
-        gather: bool | str = "auto",
-        process_group: Any = None,
-        **options: Unpack[LossOptions],
+        **options: Unpack[TiledOptions],
     ) -> None:
-        super().__init__(**options)
-        _distributed.check_gather(gather, process_group)
-        self.gather = gather
-        self.process_group = process_group
+        super().__init__(normalize, **options)
         self.margin_pos = check_number("margin_pos", margin_pos, -1.0, 1.0)
         self.margin_neg = check_number("margin_neg", margin_neg, -1.0, 1.0)
         self.lambda_pos = check_number("lambda_pos", lambda_pos, 0.0, high_open=True)
         self.lambda_neg = check_number("lambda_neg", lambda_neg, 0.0, high_open=True)
-        check_choice("normalize", normalize, (True, False))
-        self.normalize = normalize
 
     def per_sample(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the share of every anchor, unreduced."""
-        check_embeddings(embeddings=embeddings)
-        _check_labels(labels, embeddings)
-        e = normalized(embeddings) if self.normalize else embeddings
-        every, names, first = e, labels, 0
-        if self._gathers():
-            group = self.process_group
-            (every,), first = _distributed.gather_with_gradient(e, group=group)
-            (names,) = _distributed.gather_rows(labels, group=group)
-        s = e @ every.t()
-        s = s.clamp(-1.0, 1.0) if self.normalize else s
-        same = labels.unsqueeze(1) == names
-        rows = torch.arange(first, first + len(e), device=e.device)
-        other = rows.unsqueeze(1) != torch.arange(len(every), device=e.device)
-        pull = self._hard(self.margin_pos - s, same & other)
-        push = self._hard(s - self.margin_neg, ~same)
-        return len(every) * (self.lambda_pos * pull + self.lambda_neg * push)
+        rows = self.labelled_rows(embeddings, labels)
+        sides = self._dense(rows) if self.tile_size is None else self._tiled(rows)
+        (pull, near), (push, far) = sides
+        share = self.lambda_pos * self._mean(pull, near) + self.lambda_neg * self._mean(push, far)
+        return len(rows.every) * share
 
-    def _hard(self, excess: Tensor, pairs: Tensor) -> Tensor:
-        """Return every row's share of the mean excess over the pairs where it is not negative."""
-        hard = pairs & (excess >= 0)
-        count = hard.sum()
+    def _dense(self, rows: Rows) -> _Sides:
+        s = rows.own @ rows.every.t()
+        s = s.clamp(-1.0, 1.0) if self.normalize else s
+        same = rows.same()
+        return (
+            _hard(self.margin_pos - s, same & rows.others()),
+            _hard(s - self.margin_neg, ~same),
+        )
+
+    def _tiled(self, rows: Rows) -> _Sides:
+        labels = rows.labels, rows.every_label
+        itself = rows.position.unsqueeze(1)
+
+        def side(margin: float, sign: int, mask: Mask) -> tuple[Tensor, Tensor]:
+            hinge = Hinge(margin, sign, self.normalize)
+            assert self.tile_size is not None
+            return term_sums(rows.own, rows.every, mask, hinge, tile_size=self.tile_size)
+
+        return (
+            side(self.margin_pos, -1, Mask(itself, *labels)),
+            side(self.margin_neg, 1, Mask(None, *labels, equal=True)),
+        )
+
+    def _mean(self, excess: Tensor, count: Tensor) -> Tensor:
+        """Return every row's share of the mean excess over the hard pairs of all processes."""
+        total = count.sum()
         if self._gathers():
-            count = _distributed.sum_over_ranks(count, self.process_group)
-        return torch.where(hard, excess, 0.0).sum(1) / count.clamp(min=1)
+            total = _distributed.sum_over_ranks(total, self.process_group)
+        return excess / total.clamp(min=1)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees."""
@@ -252,7 +255,7 @@ class OPIS(nn.Module):
     def per_class(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the classes (T,), in ascending order, and their contributions (T,)."""
         check_embeddings(embeddings=embeddings)
-        _check_labels(labels, embeddings)
+        check_labels(labels, embeddings)
         classes, code, size = torch.unique(labels, return_inverse=True, return_counts=True)
         paired = size > 1
         if int(paired.sum()) < 2:
