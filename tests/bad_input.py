@@ -18,6 +18,7 @@ from lossary import (
     ALDRKLLoss,
     AOTLoss,
     APOLoss,
+    ArcFaceLoss,
     AsymmetricExponentialLoss,
     AsymmetricGCELoss,
     AsymmetricUnhingedLoss,
@@ -28,6 +29,7 @@ from lossary import (
     CompSumLoss,
     ConsistencyLoss,
     CorrectnessAwareLoss,
+    CosFaceLoss,
     CPLLoss,
     CPOLoss,
     CrammerSingerLoss,
@@ -88,6 +90,7 @@ from lossary import (
     TLCLoss,
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
+    UNPGLoss,
     WestonWatkinsLoss,
     ZLoss,
     linear_sequence_logps,
@@ -451,6 +454,68 @@ def remembering(loss: type[Loss]) -> tuple[Row, ...]:
         called("index", "float", ("integer", "float32"), x, y, index.float(), error=TypeError),
         called("index", "bool", ("integer", "bool"), x, y, index > 1, error=TypeError),
         called("index", "list", ("a tensor", "list"), x, y, [0, 1, 2, 3], error=TypeError),
+    )
+
+
+def faces() -> tuple[Row, ...]:
+    """What the losses over class directions do not take."""
+    x, y = torch.eye(4, 3), torch.tensor([0, 0, 1, 1])
+    size = {"num_classes": 2, "embedding_dim": 3}
+
+    def rows(loss: type) -> tuple[Row, ...]:
+        def called(
+            argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError
+        ) -> Row:
+            return Row(
+                f"{loss.__name__}_{argument}_{id}", argument, says, error, loss, size, inputs
+            )
+
+        def number(argument: str, value: Any, *says: str, error=ValueError, **options: Any) -> Row:
+            options = {**size, **options}
+            options.pop(argument, None)
+            return hyper(loss, argument, value, *says, error=error, **options)
+
+        return (
+            number("num_classes", 1, "at least 2", "1"),
+            number("num_classes", 2.0, "an int", "float", error=TypeError),
+            number("embedding_dim", 0, "at least 1", "0"),
+            *not_numbers(loss, "scale", **size),
+            *not_numbers(loss, "margin", **size),
+            number("scale", 0.0, "(0, inf)", "0.0"),
+            number("scale", INF, "(0, inf)", "inf"),
+            number("margin", -0.1, "[0, ", "-0.1"),
+            number("margin", 4.0, "[0, ", "4.0"),
+            called("embeddings", "flat", ("(N, 3)", "got (3,)"), x[0], y[0]),
+            called("embeddings", "narrow", ("(N, 3)", "got (4, 2)"), x[:, :2], y),
+            called("embeddings", "int", ("floating", "int64"), x.long(), y, error=TypeError),
+            called("labels", "float", ("integers", "float32"), x, y.float(), error=TypeError),
+            called("labels", "bool", ("integers", "bool"), x, y > 0, error=TypeError),
+            called("labels", "list", ("a tensor", "list"), x, y.tolist(), error=TypeError),
+            called("labels", "short", ("(4,)", "got (3,)"), x, y[:3]),
+            called("labels", "column", ("(4,)", "got (4, 1)"), x, y[:, None]),
+            called("labels", "above", ("[0, 2)", "got 2"), x, y + 1),
+            called("labels", "negative", ("[0, 2)", "got -1"), x, y - 1),
+        )
+
+    return (
+        *(row for loss in (CosFaceLoss, ArcFaceLoss, UNPGLoss) for row in rows(loss)),
+        *(
+            hyper(loss, "tile_size", value, *says, error=error, **size)
+            for loss in (CosFaceLoss, ArcFaceLoss)
+            for value, says, error in (
+                (0, ("at least 1", "0"), ValueError),
+                (2.0, ("an int", "float"), TypeError),
+            )
+        ),
+        hyper(ArcFaceLoss, "monotone", 1.5, "True, False", "1.5", **size),
+        hyper(UNPGLoss, "monotone", None, "True, False", "None", **size),
+        hyper(UNPGLoss, "base", "softmax", "'cosface'", "'softmax'", **size),
+        hyper(UNPGLoss, "margin", 2.0, "[0, 2)", "2.0", **size),
+        *not_numbers(UNPGLoss, "whisker", **size),
+        hyper(UNPGLoss, "whisker", -1.0, "[0, inf]", "-1.0", **size),
+        hyper(UNPGLoss, "whisker", NAN, "[0, inf]", "nan", **size),
+        hyper(UNPGLoss, "gather", None, "'auto'", "None", **size),
+        hyper(UNPGLoss, "process_group", 0, "group or None", "int", error=TypeError, **size),
     )
 
 
@@ -1702,6 +1767,7 @@ FAMILIES = (
     *contrastive(NTXentLoss, "z1", "z2"),
     *remembering(GlobalContrastiveLoss),
     *remembering(TwoWayGlobalContrastiveLoss),
+    *faces(),
     *metric_learning(),
     *calibration(),
     *evidential(),

@@ -17,6 +17,7 @@ from lossary import (
     ALDRKLLoss,
     AOTLoss,
     APOLoss,
+    ArcFaceLoss,
     AsymmetricExponentialLoss,
     AsymmetricGCELoss,
     AsymmetricUnhingedLoss,
@@ -27,6 +28,7 @@ from lossary import (
     CompSumLoss,
     ConsistencyLoss,
     CorrectnessAwareLoss,
+    CosFaceLoss,
     CPLLoss,
     CPOLoss,
     CrammerSingerLoss,
@@ -89,6 +91,7 @@ from lossary import (
     TLCLoss,
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
+    UNPGLoss,
     WestonWatkinsLoss,
     ZLoss,
 )
@@ -1108,7 +1111,32 @@ CASES: dict[str, list[Case]] = {
 }
 
 
+def with_directions(loss, *arguments, **options):
+    """Make a loss with the same learnt directions every time."""
+
+    def make():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return loss(2, 3, *arguments, **options)
+
+    return make
+
+
 CASES |= {
+    "CosFaceLoss": [
+        Case("default", with_directions(CosFaceLoss, 4.0), labelled),
+        Case("published", with_directions(CosFaceLoss), labelled),
+    ],
+    "ArcFaceLoss": [
+        Case("default", with_directions(ArcFaceLoss, 4.0), labelled),
+        Case("published", with_directions(ArcFaceLoss), labelled),
+        Case("plain", with_directions(ArcFaceLoss, 4.0, 0.3, False), labelled),
+    ],
+    "UNPGLoss": [
+        Case("default", with_directions(UNPGLoss, scale=4.0), labelled),
+        Case("published", with_directions(UNPGLoss), labelled),
+        Case("arcface", with_directions(UNPGLoss, "arcface", 4.0, whisker=math.inf), labelled),
+    ],
     "InfoNCELoss": [
         Case("default", InfoNCELoss, views),
         Case("symmetric", lambda: InfoNCELoss(0.2, symmetric=True), views, FOR_OTHER_BATCHES),

@@ -12,6 +12,7 @@ from lossary import (
     NTXentLoss,
     TCMLoss,
     TwoWayGlobalContrastiveLoss,
+    UNPGLoss,
     _distributed,
 )
 from processes import run_processes
@@ -24,6 +25,11 @@ BOUNDS = {2: ([0, 3, 9], [0, 9, 9]), 3: ([0, 2, 7, 9], [0, 4, 4, 9])}
 
 def remembering(loss, **options):
     return loss(SAMPLES, 0.3, 0.6, True, 0.05, 2.0, 0.5, beta=0.5, state_dtype=F64, **options)
+
+
+def with_directions(loss, **options):
+    torch.manual_seed(0)
+    return loss(3, WIDTH, scale=4.0, **options).double()
 
 
 def makers():
@@ -55,6 +61,7 @@ def makers():
             lambda t=t, **o: TCMLoss(0.9, 0.1, 1.0, 2.0, tile_size=t, **o),
             "labels",
         )
+    yield "UNPG", lambda **o: with_directions(UNPGLoss, **o), "labels"
     yield "separation", lambda **o: FeatureSeparationLoss(0.3, **o), "labels"
     yield "normalised logistic", NormalizedLogisticLoss, "binary"
 

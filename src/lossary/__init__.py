@@ -53,6 +53,7 @@ from lossary.evidential import (
     EvidentialLoss,
     TLCLoss,
 )
+from lossary.face import ArcFaceLoss, CosFaceLoss, UNPGLoss
 from lossary.global_contrastive import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss
 from lossary.gradients import perp_grad, perp_grad_
 from lossary.imbalance import (
@@ -130,6 +131,7 @@ __all__ = [
     "ActivePassiveLoss",
     "AdaptiveFeatureScaling",
     "AggregateResponseLoss",
+    "ArcFaceLoss",
     "AsymmetricExponentialLoss",
     "AsymmetricGCELoss",
     "AsymmetricUnhingedLoss",
@@ -145,6 +147,7 @@ __all__ = [
     "CompSumLoss",
     "ConsistencyLoss",
     "CorrectnessAwareLoss",
+    "CosFaceLoss",
     "CrammerSingerLoss",
     "DPOLoss",
     "DPOPLoss",
@@ -214,6 +217,7 @@ __all__ = [
     "TaylorSoftmaxLoss",
     "TruncatedGCELoss",
     "TwoWayGlobalContrastiveLoss",
+    "UNPGLoss",
     "WPOWeighting",
     "WestonWatkinsLoss",
     "ZLoss",
