@@ -14,6 +14,7 @@ import torch
 
 from lossary import (
     ActivePassiveLoss,
+    ADORELoss,
     AggregateResponseLoss,
     ALDRKLLoss,
     AOTLoss,
@@ -26,6 +27,7 @@ from lossary import (
     BCOPairLoss,
     BrierLoss,
     CauchyLoss,
+    CompositionalNLLLoss,
     CompSumLoss,
     ConsistencyLoss,
     CorrectnessAwareLoss,
@@ -65,9 +67,11 @@ from lossary import (
     MixupRankingLoss,
     MulticlassMAELoss,
     NCALoss,
+    NCELoss,
     NormalizedLogisticLoss,
     NTXentLoss,
     ORPOLoss,
+    PairwiseRankNetLoss,
     PolyLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
@@ -454,6 +458,92 @@ def remembering(loss: type[Loss]) -> tuple[Row, ...]:
         called("index", "float", ("integer", "float32"), x, y, index.float(), error=TypeError),
         called("index", "bool", ("integer", "bool"), x, y, index > 1, error=TypeError),
         called("index", "list", ("a tensor", "list"), x, y, [0, 1, 2, 3], error=TypeError),
+    )
+
+
+def retrieval_and_densities() -> tuple[Row, ...]:
+    """What the losses of retrieval, and those without a normaliser, do not take."""
+    x, s, z = torch.eye(4, 3), torch.zeros(2, 3), torch.zeros(4)
+    r, f = torch.tensor([[0, 1, 0], [1, 0, 0]]), torch.zeros(5)
+    star, adore, nce, nll = PairwiseRankNetLoss, ADORELoss, NCELoss, CompositionalNLLLoss
+
+    def called(
+        loss: type, argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError
+    ) -> Row:
+        id = f"{loss.__name__}_{argument}_{id}"
+        return Row(id, argument, says, error, loss, {}, inputs)
+
+    infinite = torch.tensor([0.0, -INF, 0.0, 0.0, 0.0])
+    return (
+        *(row for loss in (star, adore) for row in not_numbers(loss, "sigma")),
+        *(hyper(loss, "sigma", 0.0, "(0, inf)", "0.0") for loss in (star, adore)),
+        hyper(star, "sigma", INF, "(0, inf)", "inf"),
+        hyper(star, "alpha", -1.0, "[0, inf)", "-1.0"),
+        hyper(star, "alpha", "1", "a number", "str", error=TypeError),
+        hyper(star, "gather", None, "'auto'", "None"),
+        hyper(star, "process_group", 0, "group or None", "int", error=TypeError),
+        called(star, "queries", "flat", ("(N, D)", "got (3,)"), x[0], x[0]),
+        called(star, "queries", "int", ("floating", "int64"), x.long(), x, error=TypeError),
+        called(star, "positives", "short", ("(4, 3)", "got (3, 3)"), x, x[:3]),
+        called(star, "hard_negatives", "narrow", ("(M, 3)", "got (4, 2)"), x, x, x[:, :2]),
+        called(star, "hard_negatives", "flat", ("(N, D)", "got (3,)"), x, x, x[0]),
+        called(star, "in_batch_mask", "short", ("(4, 4)", "got (4, 3)"), x, x, None, x),
+        called(star, "in_batch_mask", "twos", ("0 and 1", "got 2"), x, x, None, 2 * torch.eye(4)),
+        called(
+            star, "hard_mask", "wide", ("(4, 2)", "got (4, 4)"), x, x, x[:2], None, torch.eye(4)
+        ),
+        called(
+            star,
+            "hard_mask",
+            "alone",
+            ("None without hard_negatives", "Tensor"),
+            x,
+            x,
+            None,
+            None,
+            torch.eye(4),
+            error=TypeError,
+        ),
+        hyper(adore, "cutoff", 0, "at least 1", "0"),
+        hyper(adore, "cutoff", 2.0, "an int", "float", error=TypeError),
+        called(adore, "scores", "flat", ("(B, K)", "got (3,)"), s[0], r[0]),
+        called(adore, "scores", "int", ("floating", "int64"), r, r, error=TypeError),
+        called(adore, "relevance", "short", ("(2, 3)", "got (2, 2)"), s, r[:, :2]),
+        called(adore, "relevance", "grades", ("0 and 1", "got 2"), s, 2 * r),
+        called(adore, "relevance", "list", ("a tensor", "list"), s, r.tolist(), error=TypeError),
+        called(adore, "mask", "short", ("(2, 3)", "got (2, 2)"), s, r, r[:, :2]),
+        hyper(nce, "nu", 0.0, "(0, inf)", "0.0"),
+        hyper(nce, "nu", "1", "a number", "str", error=TypeError),
+        hyper(nce, "learn_log_z", 1.5, "True, False", "1.5"),
+        *not_numbers(nll, "gamma"),
+        hyper(nll, "gamma", 0.0, "(0, 1]", "0.0"),
+        hyper(nll, "gamma", 1.1, "(0, 1]", "1.1"),
+        *(hyper(loss, "gather", None, "'auto'", "None") for loss in (nce, nll)),
+        *(
+            hyper(loss, "process_group", 0, "group or None", "int", error=TypeError)
+            for loss in (nce, nll)
+        ),
+        called(nce, "data_log_p", "column", ("one log-density", "(4, 1)"), z[:, None], z, f, f),
+        called(nce, "data_log_p", "int", ("floating", "int64"), z.long(), z, f, f, error=TypeError),
+        called(nce, "data_log_q", "short", ("(4,)", "got (3,)"), z, z[:3], f, f),
+        called(nce, "noise_log_p", "column", ("one log-density", "(5, 1)"), z, z, f[:, None], f),
+        called(nce, "noise_log_q", "short", ("(5,)", "got (4,)"), z, z, f, f[:4]),
+        called(nce, "noise_log_q", "infinite", ("finite", "-inf"), z, z, f, infinite),
+        called(nce, "noise_log_p", "empty", ("at least one", "none"), z, z, f[:0], f[:0]),
+        Row(
+            "NCELoss_data_log_p_empty",
+            "data_log_p",
+            ("expected data", "none"),
+            ValueError,
+            nce,
+            {"nu": None},
+            (z[:0], z[:0], f, f),
+        ),
+        called(nll, "data_log_p", "column", ("one log-density", "(4, 1)"), z[:, None], f, f),
+        called(nll, "noise_log_q", "short", ("(5,)", "got (4,)"), z, f, f[:4]),
+        called(nll, "noise_log_q", "infinite", ("finite", "-inf"), z, f, infinite),
+        called(nll, "noise_log_p", "empty", ("at least one", "none"), z, f[:0], f[:0]),
+        called(nll, "update", "none", ("True, False", "None"), z, f, f, None),
     )
 
 
@@ -1767,6 +1857,7 @@ FAMILIES = (
     *contrastive(NTXentLoss, "z1", "z2"),
     *remembering(GlobalContrastiveLoss),
     *remembering(TwoWayGlobalContrastiveLoss),
+    *retrieval_and_densities(),
     *faces(),
     *metric_learning(),
     *calibration(),

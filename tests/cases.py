@@ -13,6 +13,7 @@ import torch
 
 from lossary import (
     ActivePassiveLoss,
+    ADORELoss,
     AggregateResponseLoss,
     ALDRKLLoss,
     AOTLoss,
@@ -25,6 +26,7 @@ from lossary import (
     BCOPairLoss,
     BrierLoss,
     CauchyLoss,
+    CompositionalNLLLoss,
     CompSumLoss,
     ConsistencyLoss,
     CorrectnessAwareLoss,
@@ -63,10 +65,12 @@ from lossary import (
     MixupRankingLoss,
     MulticlassMAELoss,
     NCALoss,
+    NCELoss,
     NormalizedCrossEntropyLoss,
     NormalizedLogisticLoss,
     NTXentLoss,
     ORPOLoss,
+    PairwiseRankNetLoss,
     PolyLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
@@ -1122,7 +1126,41 @@ def with_directions(loss, *arguments, **options):
     return make
 
 
+def retrieved(n, dtype, generator):
+    """Scores of retrieved documents, of which the second is relevant."""
+    scores = torch.randn(n, 4, dtype=dtype, generator=generator)
+    return scores, torch.tensor([0, 1, 0, 0]).expand(n, 4)
+
+
+def densities(data):
+    """Log-densities of that many kinds at the data, and of two at the noise."""
+
+    def draw(n, dtype, generator):
+        found = torch.randn(data, n, dtype=dtype, generator=generator)
+        return *found, *torch.randn(2, 5, dtype=dtype, generator=generator)
+
+    return draw
+
+
 CASES |= {
+    "PairwiseRankNetLoss": [
+        Case("default", PairwiseRankNetLoss, embeddings((2, 3))),
+        Case("in batch", lambda: PairwiseRankNetLoss(0.5), views),
+        Case("balanced", lambda: PairwiseRankNetLoss(2.0, 0.3), embeddings((2, 3))),
+    ],
+    "ADORELoss": [
+        Case("default", ADORELoss, retrieved),
+        Case("cutoff", lambda: ADORELoss(2, 0.5), retrieved),
+    ],
+    "NCELoss": [
+        Case("default", NCELoss, densities(2)),
+        Case("learnt", lambda: NCELoss(None, True), densities(2)),
+        Case("nu", lambda: NCELoss(3.0), densities(2)),
+    ],
+    "CompositionalNLLLoss": [
+        Case("default", CompositionalNLLLoss, densities(1), SURROGATE),
+        Case("no memory", lambda: CompositionalNLLLoss(1.0), densities(1)),
+    ],
     "CosFaceLoss": [
         Case("default", with_directions(CosFaceLoss, 4.0), labelled),
         Case("published", with_directions(CosFaceLoss), labelled),

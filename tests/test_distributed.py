@@ -5,11 +5,14 @@ import torch
 import torch.distributed as dist
 
 from lossary import (
+    CompositionalNLLLoss,
     FeatureSeparationLoss,
     GlobalContrastiveLoss,
     InfoNCELoss,
+    NCELoss,
     NormalizedLogisticLoss,
     NTXentLoss,
+    PairwiseRankNetLoss,
     TCMLoss,
     TwoWayGlobalContrastiveLoss,
     UNPGLoss,
@@ -21,6 +24,11 @@ F64 = torch.float64
 SAMPLES, WIDTH = 12, 3
 #: Where the rows of each process end: unequal batches, then one process without rows.
 BOUNDS = {2: ([0, 3, 9], [0, 9, 9]), 3: ([0, 2, 7, 9], [0, 4, 4, 9])}
+
+
+REMEMBERING = ("index", "densities")
+#: Parameters, whose gradients are compared.
+LEARNT = ("log_scale", "log_z", "weight_matrix")
 
 
 def remembering(loss, **options):
@@ -62,6 +70,11 @@ def makers():
             "labels",
         )
     yield "UNPG", lambda **o: with_directions(UNPGLoss, **o), "labels"
+    yield "RankNet", PairwiseRankNetLoss, ""
+    for alpha in (None, 0.3):
+        yield f"RankNet {alpha}", lambda a=alpha, **o: PairwiseRankNetLoss(2.0, a, **o), "hard"
+    yield "NCE", lambda **o: NCELoss(None, True, **o).double(), "noise"
+    yield "normaliser", lambda **o: CompositionalNLLLoss(0.3, **o).double(), "densities"
     yield "separation", lambda **o: FeatureSeparationLoss(0.3, **o), "labels"
     yield "normalised logistic", NormalizedLogisticLoss, "binary"
 
@@ -82,10 +95,14 @@ def train(make, needs, rows, steps, weighted=False, **options):
         more = {"index": (index,), "negatives": (queue,)}.get(needs, ())
         inputs = (a @ model, labels) if needs == "labels" else (a @ model, b @ model, *more)
         inputs = ((a @ model).sum(1), labels > 0) if needs == "binary" else inputs
+        inputs = (*inputs, a * b @ model) if needs == "hard" else inputs
+        if needs in ("noise", "densities"):
+            data, noise = (((x @ model).sum(1), x.sum(1)) for x in (a, b))
+            inputs = (*(data if needs == "noise" else data[:1]), *noise)
         value = loss(*inputs, weight=weight if weighted else None)
         leaves = [model, *loss.parameters()]
         found += [value.detach(), *torch.autograd.grad(value, leaves)]
-    return found, {k: v for k, v in loss.state_dict().items() if k != "log_scale"}
+    return found, {k: v for k, v in loss.state_dict().items() if k not in LEARNT}
 
 
 def averaged(x, group=None):
@@ -106,13 +123,13 @@ def jobs(world_size):
 def _same_as_one(rank, world_size):
     got = []
     for _, make, needs, bounds, o in jobs(world_size):
-        steps = 5 if needs == "index" and not o else 1
+        steps = 5 if needs in REMEMBERING and not o else 1
         found, state = train(make, needs, slice(*bounds[rank : rank + 2]), steps, **o)
         got.append(([averaged(x) for x in found], state))
     (_two_processes if world_size == 2 else _group_of_two)(rank)
     dist.destroy_process_group()
     for (name, make, needs, bounds, o), (found, state) in zip(jobs(world_size), got, strict=True):
-        steps = 5 if needs == "index" and not o else 1
+        steps = 5 if needs in REMEMBERING and not o else 1
         wanted, remembered = train(make, needs, slice(None), steps, **o)
         for i, (x, y) in enumerate(zip(found, wanted, strict=True)):
             what = f"{name}, bounds {bounds}, {o}, result {i}: "
@@ -198,7 +215,9 @@ def _two_processes(rank):
 LOSSES = [
     NormalizedLogisticLoss,
     InfoNCELoss,
+    NCELoss,
     NTXentLoss,
+    PairwiseRankNetLoss,
     TCMLoss,
     lambda **o: GlobalContrastiveLoss(8, **o),
     lambda **o: TwoWayGlobalContrastiveLoss(8, **o),

@@ -575,6 +575,10 @@ def lines(figure):
 
 #: More than one number goes in, or the samples of a batch together.
 NO_CURVE = (
+    "ADORELoss",
+    "CompositionalNLLLoss",
+    "NCELoss",
+    "PairwiseRankNetLoss",
     "ArcFaceLoss",
     "CosFaceLoss",
     "UNPGLoss",

@@ -100,6 +100,7 @@ from lossary.preference import (
     WPOWeighting,
 )
 from lossary.reference_free import CPOLoss, LogicPreferenceLoss, ORPOLoss, SimPOLoss
+from lossary.retrieval import ADORELoss, PairwiseRankNetLoss
 from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
 from lossary.segments import CPLLoss
 from lossary.sequences import (
@@ -122,9 +123,11 @@ from lossary.theory import (
     comp_sum_transform,
     logistic_regret_bound,
 )
+from lossary.unnormalized import CompositionalNLLLoss, NCELoss
 from lossary.unpaired import BCOLoss, KTOLoss
 
 __all__ = [
+    "ADORELoss",
     "ALDRKLLoss",
     "AOTLoss",
     "APOLoss",
@@ -145,6 +148,7 @@ __all__ = [
     "CauchyLoss",
     "ClassificationLoss",
     "CompSumLoss",
+    "CompositionalNLLLoss",
     "ConsistencyLoss",
     "CorrectnessAwareLoss",
     "CosFaceLoss",
@@ -185,12 +189,14 @@ __all__ = [
     "MixupRankingLoss",
     "MulticlassMAELoss",
     "NCALoss",
+    "NCELoss",
     "NTXentLoss",
     "NormalizedCrossEntropyLoss",
     "NormalizedLogisticLoss",
     "OPIS",
     "ORPOLoss",
     "PairwisePreferenceLoss",
+    "PairwiseRankNetLoss",
     "PolyLoss",
     "Properties",
     "PseudoHuberLoss",
