@@ -285,6 +285,6 @@ class ADORELoss(Loss):
             upper=math.inf,
             lipschitz=self.sigma * math.sqrt(2.0),
             smoothness=math.inf,
-            counterexamples={"upper": ([-1.0, 0.0, 0.0, 0.0], [1, 0, 0, 0])},
+            counterexamples={"upper": ([[-1.0, 0.0, 0.0, 0.0]], [[1, 0, 0, 0]])},
             source="Zhan et al. 2021",
         )
