@@ -114,8 +114,8 @@ class NCELoss(_NoiseLoss):
 
     Raises:
         ValueError: ``nu`` not positive and finite; inputs that are not vectors or of shapes that do
-            not fit; no noise; ``nu=None`` without data; a noise log-density that is not finite at
-            the noise (looked at on CPU tensors); a ``process_group`` without this process.
+            not fit; no noise; a noise log-density that is not finite at the noise (looked at on
+            CPU tensors); a ``process_group`` without this process.
         TypeError: ``nu`` not a number; inputs that are not floating point.
         RuntimeError: ``gather=True`` without ``torch.distributed``.
 
@@ -176,8 +176,6 @@ class NCELoss(_NoiseLoss):
         count = torch.tensor(len(data), device=data.device)
         if self._gathers():
             count = _distributed.sum_over_ranks(count, self.process_group)
-        elif not len(data):
-            raise ValueError("data_log_p: expected data with nu=None, got none")
         return noise / count.clamp(min=1).to(data.dtype)
 
     def properties(self) -> Properties:
