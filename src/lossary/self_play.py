@@ -454,7 +454,7 @@ class NashMPLoss(SequenceLoss):
               - \frac{1}{\eta} \log \frac{\pi(y)}{\pi_k(y)}\Bigr] \log \pi(y)
 
     **The value is a surrogate** for its gradient: it may have any sign and says nothing about
-    progress. A round from pi_k, the *anchor*, has two steps of this loss: first against opponents
+    progress. A round from pi_k, the anchor, has two steps of this loss: first against opponents
     y' of pi_k itself, which gives a policy in between, then from pi_k again, with the same anchor,
     against opponents of that policy, which gives pi_(k+1). Looking ahead in this way the last
     policy converges to the Nash policy at a linear rate.
@@ -776,11 +776,8 @@ class SCIRLoss(PairwisePreferenceLoss):
 
     A language model judges a pair in two ways: by its implicit reward, p, and, asked which answer
     is better, by what it says, q. Trained to agree with itself on unlabelled pairs, and to be sure,
-    it is a better judge of its own answers; a preference loss is then applied to those pairs only
-    on which the two judgements agree, ``consistent_mask``::
-
-        mask = loss.consistent_mask(*answers, judge_logits)
-        total = loss(*answers, judge_logits) + DPOLoss()(*answers, weight=mask)
+    it is a better judge of its own answers. A preference loss is then added of those pairs only on
+    which the two judgements agree: ``consistent_mask``, of the same inputs, is its ``weight``.
 
     This form is OURS and UNVERIFIED: that two judgements are pulled together, with an entropy term,
     and that DPO is for the pairs on which they agree is known of the paper; the divergence D, its
@@ -810,7 +807,8 @@ class SCIRLoss(PairwisePreferenceLoss):
 
     Limits:
         ``"js"`` with entropy_weight = 1: the entropy of the mean judgement, H((p + q)/2).
-        judge_logits -> inf with ``"js"``, lambda = 0: log 2 - l -> 0 only where p -> 0.
+        Judgements that nearly agree, with z = logit(p): D -> (z - g)^2 p (1 - p)/8 for ``"js"``,
+        and four times that for ``"symmetric_kl"``.
 
     Note:
         Both divergences come from log-odds, without a difference of entropies: relative accuracy
