@@ -250,6 +250,22 @@ def test_win_rates_are_constants():
     assert not DNOLoss()(*logps, *rates).requires_grad
 
 
+@pytest.mark.parametrize(
+    ("loss", "labels"),
+    [
+        (DNOLoss(0.7), (1.0, 0.0)),
+        (DNOLoss(0.7, "hard"), ()),
+        (CREAMLoss(0.7), (1.0,)),
+    ],
+    ids=repr,
+)
+def test_the_steepest_pair(loss, labels):
+    far, zero = torch.tensor([-1e3], dtype=F64), torch.zeros(1, dtype=F64)
+    labels = [torch.tensor([x], dtype=F64) for x in labels]
+    slopes = gradients(lambda a, b: loss(a, b, zero, zero, *labels), far, zero)
+    assert torch.stack(slopes).norm().item() == pytest.approx(loss.properties().lipschitz)
+
+
 @pytest.mark.parametrize("eta", [0.2, 1.0])
 def test_soft_dno_is_least_at_the_policy_that_win_rates_tilt(eta):
     wins, _, anchor = game()
