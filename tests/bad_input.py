@@ -35,8 +35,10 @@ from lossary import (
     CPLLoss,
     CPOLoss,
     CrammerSingerLoss,
+    CREAMLoss,
     DirectCoverageLoss,
     DiscoPOPLoss,
+    DNOLoss,
     DPOLoss,
     DPOPLoss,
     EarlyTimestepDiffusionLoss,
@@ -52,6 +54,7 @@ from lossary import (
     IBPRobustCrossEntropyLoss,
     IBPTightnessRegularizer,
     InfoNCELoss,
+    INPOLoss,
     IPOLoss,
     JensenShannonLoss,
     KTOLoss,
@@ -66,6 +69,8 @@ from lossary import (
     MixupNDCGLoss,
     MixupRankingLoss,
     MulticlassMAELoss,
+    NashMDLoss,
+    NashMPLoss,
     NCALoss,
     NCELoss,
     NormalizedLogisticLoss,
@@ -75,12 +80,14 @@ from lossary import (
     PolyLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
+    RegretLoss,
     ReLUBalanceRegularizer,
     ReverseCrossEntropyLoss,
     RobustDPOLoss,
     RobustLogLoss,
     RPOLoss,
     ScaledLogisticLoss,
+    SCIRLoss,
     SequenceNLLLoss,
     SimPOLoss,
     SmoothAdversarialCompSumLoss,
@@ -852,6 +859,181 @@ def one_of_12(i: int, value: Any) -> list[Any]:
 
 def judged(at: int, value: Any) -> list[Any]:
     return [*[ANSWERS] * 4, *(value if j == at else WINS for j in (4, 5))]
+
+
+#: Log-probabilities of tokens, and losses and policies of repeated games.
+TOKENS = torch.tensor([[-1.0, -2.0], [-0.5, -3.0], [-2.0, -2.0], [-1.0, -1.0]])
+GAMES, MIXED = torch.zeros(4, 1, 3, 2), torch.full((4, 1, 3, 2), 0.5)
+
+
+def with_value(tensor: torch.Tensor, at: tuple[int, ...], value: float) -> torch.Tensor:
+    tensor = tensor.clone()
+    tensor[at] = value
+    return tensor
+
+
+def probabilities_of(loss: type[Loss], name: str, before: tuple[Any, ...],
+                     after: tuple[Any, ...] = (), **o: Any) -> tuple[Row, ...]:  # fmt: skip
+    """What no loss takes as probabilities, one for each row."""
+
+    def row(id: str, says: tuple[str, ...], value: Any, **k: Any) -> Row:
+        return called(loss, name, id, says, *before, value, *after, **o, **k)
+
+    one_out = torch.tensor([0.0, 1.0, 1.0, 1.0])
+    return (
+        row("none", ("a tensor", "NoneType"), None, error=TypeError),
+        row("int", ("floating", "int64"), TARGET, error=TypeError),
+        row("column", ("(4,)", "got (4, 1)"), WINS[:, None]),
+        row("short", ("(4,)", "got (3,)"), WINS[:3]),
+        row("meta", ("device cpu", "meta"), WINS.to("meta")),
+        row("above_1", ("[0, 1]", "got 1.5"), WINS + 1.0),
+        row("below_0", ("[0, 1]", "got -0.5"), WINS - 1.0),
+        row("nan_beside_weight_0", ("[0, 1]", "got nan"), WINS * NAN, keywords={"weight": one_out}),
+    )
+
+
+def self_play() -> tuple[Row, ...]:
+    """What no loss of self-play takes."""
+    x, w, t = ANSWERS, WINS, TOKENS
+    four, anchors = (x,) * 4, (x, x)
+    weights = {"column": torch.ones(4, 1), "row": torch.ones(1, 4)}
+
+    def weight(loss: type[Loss], *inputs: Any, **o: Any) -> tuple[Row, ...]:
+        return (
+            *(
+                called(loss, "weight", id, ("(4,)", "got"), *inputs, keywords={"weight": v}, **o)
+                for id, v in weights.items()
+            ),
+            called(loss, "weight", "list", ("a tensor", "list"), *inputs, **o,
+                   keywords={"weight": [1.0] * 4}, error=TypeError),
+        )  # fmt: skip
+
+    def logps(loss: type[Loss], names: tuple[str, ...], others: tuple[Any, ...], like: Any = x,
+              **o: Any) -> tuple[Row, ...]:  # fmt: skip
+        def one(i: int, value: Any) -> list[Any]:
+            return [*(value if j == i else like for j in range(len(names))), *others]
+
+        return tuple(
+            row
+            for i, name in enumerate(names)
+            for row in (
+                called(loss, name, "none", ("a tensor", "NoneType"), *one(i, None), **o,
+                       error=TypeError),
+                called(loss, name, "int", ("floating", "int64"), *one(i, like.long()), **o,
+                       error=TypeError),
+                *(
+                    (
+                        called(loss, name, "short", ("got (3,",), *one(i, like[:3]), **o),
+                        called(loss, name, "meta", ("cpu", "meta"), *one(i, like.to("meta")), **o),
+                    )
+                    * (i > 0)
+                ),
+            )
+        )  # fmt: skip
+
+    of_anchor = ("anchor_chosen_logps", "anchor_rejected_logps")
+    policy = ("policy_chosen_logps", "policy_rejected_logps")
+    tokens = ("policy_token_logps", "reference_token_logps")
+    rates = ("chosen_win_rate", "rejected_win_rate")
+    return (
+        *preference(INPOLoss, "eta", anchors),
+        *not_numbers(INPOLoss, "tau"),
+        hyper(INPOLoss, "tau", -0.1, "[0, 0.0075]", "got -0.1"),
+        hyper(INPOLoss, "tau", 0.01, "[0, 0.0075]", "got 0.01"),
+        hyper(INPOLoss, "tau", NAN, "[0, 0.0075]", "got nan"),
+        *(
+            row
+            for i, name in enumerate(of_anchor)
+            for row in (
+                called(INPOLoss, name, "none", ("a tensor", "NoneType"), *four,
+                       *(None if j == i else x for j in range(2)), error=TypeError),
+                called(INPOLoss, name, "short", ("(4,)", "got (3,)"), *four,
+                       *(x[:3] if j == i else x for j in range(2))),
+            )
+        ),
+        *not_numbers(DNOLoss, "eta"),
+        hyper(DNOLoss, "eta", 0.0, "(0, inf)", "got 0.0"),
+        hyper(DNOLoss, "eta", INF, "(0, inf)", "got inf"),
+        hyper(DNOLoss, "target", "prct", "'soft', 'hard'", "'prct'"),
+        *logps(DNOLoss, (*policy, *of_anchor), (w, w)),
+        *weight(DNOLoss, *four, w, w),
+        *probabilities_of(DNOLoss, rates[0], four, (w,)),
+        *probabilities_of(DNOLoss, rates[1], (*four, w)),
+        called(DNOLoss, rates[0], "of_hard", ("None with target='hard'", "Tensor"), *four, w, w,
+               error=TypeError, target="hard"),
+        called(DNOLoss, rates[1], "of_hard", ("None with target='hard'", "Tensor"), *four, None, w,
+               error=TypeError, target="hard"),
+        *at_least_0(NashMDLoss, "tau"),
+        hyper(NashMDLoss, "kl_estimator", "k3", "'sequence', 'token'", "'k3'"),
+        *logps(NashMDLoss, tokens, (w,), t),
+        called(NashMDLoss, tokens[0], "vector", ("(N, T)", "(4,)"), x, x, w),
+        called(NashMDLoss, tokens[0], "no_tokens", ("T >= 1", "(4, 0)"), t[:, :0], t[:, :0], w),
+        *probabilities_of(NashMDLoss, "preference_prob", (t, t)),
+        *weight(NashMDLoss, t, t, w),
+        called(NashMDLoss, "weight", "of_tokens", ("(4,)", "(4, 2)"), t, t, w,
+               keywords={"weight": torch.ones(4, 2)}),
+        called(NashMDLoss, "mask", "list", ("a tensor", "list"), t, t, w, [[1.0]], error=TypeError),
+        called(NashMDLoss, "mask", "rows", ("(4, 2)", "got (4,)"), t, t, w, GOOD),
+        called(NashMDLoss, "mask", "half", ("0 and 1", "got 0.5"), t, t, w, t * 0 + 0.5),
+        *not_numbers(NashMPLoss, "beta", eta=1.0),
+        *not_numbers(NashMPLoss, "eta", beta=1.0),
+        hyper(NashMPLoss, "beta", 0.0, "(0, inf)", "got 0.0", eta=1.0),
+        hyper(NashMPLoss, "eta", INF, "(0, inf)", "got inf", beta=1.0),
+        *logps(NashMPLoss, ("policy_logps", "reference_logps", "anchor_logps"), (w,), beta=1.0,
+               eta=1.0),
+        *probabilities_of(NashMPLoss, "preference_prob", (x, x, x), beta=1.0, eta=1.0),
+        *weight(NashMPLoss, x, x, x, w, beta=1.0, eta=1.0),
+        *preference(CREAMLoss, further=(w,)),
+        *probabilities_of(CREAMLoss, "consistency", four)[1:],
+        called(CREAMLoss, "consistency", "none", ("a number", "NoneType"), *four, None,
+               error=TypeError),
+        called(CREAMLoss, "consistency", "str", ("a number", "str"), *four, "0.5", error=TypeError),
+        called(CREAMLoss, "consistency", "number", ("[0, 1]", "got 1.5"), *four, 1.5),
+        called(CREAMLoss, "consistency", "0_dim", ("[0, 1]", "got 1.5"), *four, torch.tensor(1.5)),
+        called(CREAMLoss, "consistency", "0_dim_int", ("floating", "int64"), *four,
+               torch.tensor(1), error=TypeError),
+        called(CREAMLoss, "consistency", "0_dim_meta", ("device cpu", "meta"), *four,
+               torch.tensor(0.5).to("meta")),
+        *preference(SCIRLoss, further=(x,)),
+        *at_least_0(SCIRLoss, "entropy_weight"),
+        hyper(SCIRLoss, "divergence", "kl", "'js', 'symmetric_kl'", "'kl'"),
+        called(SCIRLoss, "judge_logits", "none", ("a tensor", "NoneType"), *four, None,
+               error=TypeError),
+        called(SCIRLoss, "judge_logits", "int", ("floating", "int64"), *four, TARGET,
+               error=TypeError),
+        called(SCIRLoss, "judge_logits", "column", ("(4,)", "got (4, 1)"), *four, x[:, None]),
+        called(SCIRLoss, "judge_logits", "meta", ("device cpu", "meta"), *four, x.to("meta")),
+        *not_numbers(RegretLoss, "k"),
+        hyper(RegretLoss, "k", 0.0, "(0, inf)", "got 0.0"),
+        hyper(RegretLoss, "k", INF, "(0, inf)", "got inf"),
+        hyper(RegretLoss, "h", "softplus", "'relu', 'relu2', 'identity'", "'softplus'"),
+        hyper(RegretLoss, "weighting", "softmax", "'exp', 'power'", "'softmax'"),
+        called(RegretLoss, "losses", "list", ("a tensor", "list"), [1.0], MIXED, error=TypeError),
+        called(RegretLoss, "losses", "int", ("floating", "int64"), GAMES.long(), MIXED,
+               error=TypeError),
+        called(RegretLoss, "losses", "3_dim", ("(B, J, T, A)", "(1, 3, 2)"), GAMES[0], MIXED[0]),
+        called(RegretLoss, "losses", "no_rounds", ("T >= 1", "(4, 1, 0, 2)"), GAMES[:, :, :0],
+               MIXED[:, :, :0]),
+        called(RegretLoss, "losses", "no_sequences", ("J and", "(4, 0, 3, 2)"), GAMES[:, :0],
+               MIXED[:, :0]),
+        called(RegretLoss, "losses", "one_action", ("A >= 2", "(4, 1, 3, 1)"), GAMES[..., :1],
+               MIXED[..., :1] * 2),
+        called(RegretLoss, "policies", "none", ("a tensor", "NoneType"), GAMES, None,
+               error=TypeError),
+        called(RegretLoss, "policies", "int", ("floating", "int64"), GAMES, MIXED.long(),
+               error=TypeError),
+        called(RegretLoss, "policies", "one", ("(4, 1, 3, 2)", "(1, 1, 3, 2)"), GAMES, MIXED[:1]),
+        called(RegretLoss, "policies", "meta", ("cpu", "meta"), GAMES, MIXED.to("meta")),
+        called(RegretLoss, "policies", "above", ("sum 1", "sum 1.2"), GAMES, MIXED * 1.2),
+        called(RegretLoss, "policies", "below_0", ("non-negative", "minimum -0.5", "sum 1"), GAMES,
+               MIXED + torch.tensor([1.0, -1.0])),
+        called(RegretLoss, "policies", "nan", ("sum 1", "nan"), GAMES,
+               with_value(MIXED, (3, 0, 2, 1), NAN)),
+        called(RegretLoss, "policies", "nan_beside_weight_0", ("sum 1", "nan"), GAMES,
+               with_value(MIXED, (3, 0, 2, 1), NAN),
+               keywords={"weight": torch.tensor([0.0, 1.0, 1.0, 1.0])}),
+        *weight(RegretLoss, GAMES, MIXED),
+    )  # fmt: skip
 
 
 def lengths(
@@ -2070,6 +2252,7 @@ FAMILIES = (
         )
     ),
     called(BCOLoss, "update", "none", ("True, False", "None"), ANSWERS, ANSWERS, GOOD, None),
+    *self_play(),
     *not_numbers(CPLLoss, "alpha"),
     hyper(CPLLoss, "alpha", 0.0, "(0, inf)", "0.0"),
     hyper(CPLLoss, "bias", 0.0, "(0, 1]", "0.0"),

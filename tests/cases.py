@@ -34,8 +34,10 @@ from lossary import (
     CPLLoss,
     CPOLoss,
     CrammerSingerLoss,
+    CREAMLoss,
     DirectCoverageLoss,
     DiscoPOPLoss,
+    DNOLoss,
     DPOLoss,
     DPOPLoss,
     EarlyTimestepDiffusionLoss,
@@ -51,6 +53,7 @@ from lossary import (
     IBPRobustCrossEntropyLoss,
     IBPTightnessRegularizer,
     InfoNCELoss,
+    INPOLoss,
     IPOLoss,
     JensenShannonLoss,
     KTOLoss,
@@ -64,6 +67,8 @@ from lossary import (
     MixupNDCGLoss,
     MixupRankingLoss,
     MulticlassMAELoss,
+    NashMDLoss,
+    NashMPLoss,
     NCALoss,
     NCELoss,
     NormalizedCrossEntropyLoss,
@@ -74,12 +79,14 @@ from lossary import (
     PolyLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
+    RegretLoss,
     ReLUBalanceRegularizer,
     ReverseCrossEntropyLoss,
     RobustDPOLoss,
     RobustLogLoss,
     RPOLoss,
     ScaledLogisticLoss,
+    SCIRLoss,
     SequenceNLLLoss,
     SimPOLoss,
     SmoothAdversarialCompSumLoss,
@@ -230,6 +237,49 @@ def segments(references=0):
     return draw
 
 
+def anchored(*shape):
+    """Draw log-probabilities of pairs, of a policy, a reference and the policy of before."""
+
+    def draw(n, dtype, generator):
+        return tuple(torch.randn(6, n, *shape, dtype=dtype, generator=generator))
+
+    return draw
+
+
+def self_judged(n, dtype, generator):
+    """Draw log-probabilities of pairs, and log-odds of what the model says of them."""
+    return tuple(torch.randn(5, n, dtype=dtype, generator=generator))
+
+
+def rated(n, dtype, generator):
+    """Draw log-probabilities of answers, of three models, and the chance that they win."""
+    logps = torch.randn(3, n, dtype=dtype, generator=generator)
+    return *logps, torch.rand(n, dtype=dtype, generator=generator)
+
+
+def rated_tokens(masked=False):
+    """Draw log-probabilities of tokens, the chance that the answer wins, and a mask."""
+
+    def draw(n, dtype, generator):
+        logps = torch.randn(2, n, 3, dtype=dtype, generator=generator)
+        wins = torch.rand(n, dtype=dtype, generator=generator)
+        mask = torch.rand(n, 3, generator=generator) < 0.6
+        return (*logps, wins, mask) if masked else (*logps, wins)
+
+    return draw
+
+
+def repeated_games(sequences):
+    """Draw losses of two actions over three rounds, and mixed actions in sixteenths."""
+
+    def draw(n, dtype, generator):
+        losses = torch.randn(n, sequences, 3, 2, dtype=dtype, generator=generator)
+        first = torch.randint(1, 16, (n, sequences, 3), generator=generator).to(dtype) / 16
+        return losses, torch.stack((first, 1 - first), -1)
+
+    return draw
+
+
 def revised(n, dtype, generator):
     """Draw log-probabilities of answers with and without drafts in their prompts."""
     return tuple(torch.randn(12, n, dtype=dtype, generator=generator))
@@ -360,6 +410,8 @@ def pruned():
 WITHOUT_JUDGE = dict.fromkeys(
     ("property:bounds", "property:lipschitz"), "the stored direction has no probabilities"
 )
+OFF_THE_SIMPLEX = {"extremes": "mixed actions that are off the simplex are refused"}
+FAR_OFF_GAP = {"property:bounds": "the gap of 67 is farther than what is drawn"}
 #: Of log-probabilities.
 ABOVE_0 = {"extremes": "log-probabilities above 0 are refused"}
 FAR_KINK = {"property:smoothness": "the kink is at a log-ratio of 10, farther than what is drawn"}
@@ -1077,6 +1129,55 @@ CASES: dict[str, list[Case]] = {
     "BCOLoss": [
         Case("default", BCOLoss, thumbs()),
         Case("beta=1", lambda: BCOLoss(1.0, reduction="batchmean"), thumbs()),
+    ],
+    "INPOLoss": [
+        Case("eta=0.5", lambda: INPOLoss(0.5, 0.2), anchored()),
+        Case("default", INPOLoss, anchored(), FAR_OFF_GAP),
+        Case("tau=0", lambda: INPOLoss(0.5, 0.0), anchored()),
+        Case("tau=eta", lambda: INPOLoss(0.5, 0.5), anchored()),
+        Case("several", lambda: INPOLoss(0.5), anchored(3), OF_SEVERAL),
+        Case("none", lambda: INPOLoss(0.5, reduction="none"), anchored()),
+    ],
+    "DNOLoss": [
+        Case("soft", DNOLoss, judged(2)),
+        Case("hard", lambda: DNOLoss(0.7, "hard"), answers()),
+        Case("batchmean", lambda: DNOLoss(0.7, reduction="batchmean"), judged(2)),
+    ],
+    "NashMDLoss": [
+        Case("sequence", NashMDLoss, rated_tokens(), SURROGATE),
+        Case("masked", lambda: NashMDLoss(0.7), rated_tokens(masked=True), SURROGATE),
+        Case("token", lambda: NashMDLoss(0.7, "token"), rated_tokens(masked=True), SURROGATE),
+        Case("tau=0", lambda: NashMDLoss(0.0), rated_tokens()),
+        Case("none", lambda: NashMDLoss(reduction="none"), rated_tokens(), SURROGATE),
+    ],
+    "NashMPLoss": [
+        Case("beta=0.1", lambda: NashMPLoss(0.1, 2.0), rated, SURROGATE),
+        Case("beta=0.7", lambda: NashMPLoss(0.7, 0.5, reduction="sum"), rated, SURROGATE),
+    ],
+    "CREAMLoss": [
+        Case("default", CREAMLoss, judged(1)),
+        Case("beta=0.7", lambda: CREAMLoss(0.7, reduction="none"), judged(1)),
+    ],
+    "SCIRLoss": [
+        Case("default", SCIRLoss, self_judged),
+        *(
+            Case(f"{d} {e:g}", lambda d=d, e=e: SCIRLoss(0.7, d, e), self_judged)
+            for d in ("js", "symmetric_kl")
+            for e in (0.0, 0.1, 3.0)
+        ),
+    ],
+    "RegretLoss": [
+        Case("default", RegretLoss, repeated_games(2), OFF_THE_SIMPLEX),
+        *(
+            Case(
+                f"{h} {f} {k:g}",
+                lambda k=k, h=h, f=f: RegretLoss(k, h, f),
+                repeated_games(2),
+                OFF_THE_SIMPLEX,
+            )
+            for h in ("relu", "relu2", "identity")
+            for f, k in (("exp", 0.7), ("power", 1.0), ("power", 2.5))
+        ),
     ],
     "CPLLoss": [
         Case("default", CPLLoss, segments()),

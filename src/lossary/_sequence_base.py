@@ -108,3 +108,10 @@ def check_probability(name: str, x: Tensor, weight: Tensor | None) -> None:
         if bool(wrong.any()):
             found = float(x.detach()[wrong][0])
             raise ValueError(f"{name}: expected probabilities in [0, 1], got {found:g}")
+
+
+def check_probabilities(name: str, x: Any, first: str, like: Tensor, weight: Tensor | None) -> None:
+    """Raise an error unless these are probabilities, one for each entry of ``first``."""
+    check_floating(name, x)
+    check_like(name, x, first, like)
+    check_probability(name, x, weight)

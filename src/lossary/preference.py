@@ -67,7 +67,7 @@ from lossary._pairwise import (
     steepest,
 )
 from lossary._properties import Properties
-from lossary._sequence_base import check_probability, present_tokens
+from lossary._sequence_base import check_probabilities, present_tokens
 from lossary._state import RunningMean
 
 
@@ -1070,9 +1070,7 @@ class SPPOLoss(PairwisePreferenceLoss):
             raise ValueError("win_prob: expected a tensor, as for lose_prob, got None")
         for name, x in (("win_prob", win), ("lose_prob", lose)):
             if x is not None:
-                check_floating(name, x)
-                check_like(name, x, LOGPS[0], inputs[LOGPS[0]])
-                check_probability(name, x, weight)
+                check_probabilities(name, x, LOGPS[0], inputs[LOGPS[0]], weight)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees."""
