@@ -22,6 +22,7 @@ from lossary import (
     AsymmetricUnhingedLoss,
     BCOLoss,
     BCOPairLoss,
+    BradleyTerryLoss,
     BrierLoss,
     CauchyLoss,
     CompSumLoss,
@@ -65,9 +66,11 @@ from lossary import (
     NormalizedLogisticLoss,
     NTXentLoss,
     ORPOLoss,
+    PartialReturnPreferenceLoss,
     PolyLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
+    RegretPreferenceLoss,
     ReLUBalanceRegularizer,
     ReverseCrossEntropyLoss,
     RobustDPOLoss,
@@ -86,6 +89,7 @@ from lossary import (
     SymmetricCrossEntropyLoss,
     TaylorSoftmaxLoss,
     TCMLoss,
+    TieAwareBradleyTerryLoss,
     TLCLoss,
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
@@ -219,6 +223,27 @@ def segments(references=0):
         logps = torch.randn(2 + references, n, 3, dtype=dtype, generator=generator)
         label = torch.rand(n, dtype=dtype, generator=generator)
         return *logps[:2], label, *logps[2:]
+
+    return draw
+
+
+def judged_segments(numbers):
+    """Draw that many numbers of two segments, and which is preferred, or neither."""
+
+    def draw(n, dtype, generator):
+        found = torch.randn(numbers, n, dtype=dtype, generator=generator)
+        return *found, torch.randint(3, (n,), generator=generator).to(dtype) / 2
+
+    return draw
+
+
+def rewards(margin=False, ties=False):
+    """Draw rewards of pairs of answers, margins, and which pairs are ties."""
+
+    def draw(n, dtype, generator):
+        out = torch.randn(2, n, dtype=dtype, generator=generator)
+        further = [torch.rand(n, dtype=dtype, generator=generator)] * margin
+        return *out, *further, *[torch.rand(n, generator=generator) < 0.5] * ties
 
     return draw
 
@@ -359,6 +384,7 @@ FAR_KINK = {"property:smoothness": "the kink is at a log-ratio of 10, farther th
 OF_RANKS = dict.fromkeys(("weights", "attached_zero"), "values are of ranks: there is no weight")
 
 #: The stored directions are of a policy and a reference.
+WITH_MARGIN = {"property:bounds": "the stored direction has no margin"}
 WITHOUT_REFERENCE = {"property:bounds": "the stored direction has a reference"}
 
 
@@ -1074,6 +1100,32 @@ CASES: dict[str, list[Case]] = {
     "CPLLoss": [
         Case("default", CPLLoss, segments()),
         Case("KL", lambda: CPLLoss(0.2, 0.75, 0.9, 0.3), segments(2)),
+    ],
+    "PartialReturnPreferenceLoss": [
+        Case("default", PartialReturnPreferenceLoss, judged_segments(2)),
+        Case("temperature=0.3", lambda: PartialReturnPreferenceLoss(0.3), judged_segments(2)),
+    ],
+    "RegretPreferenceLoss": [
+        Case("default", RegretPreferenceLoss, judged_segments(6)),
+        Case("temperature=3", lambda: RegretPreferenceLoss(3.0), judged_segments(6)),
+    ],
+    "BradleyTerryLoss": [
+        Case("default", BradleyTerryLoss, rewards()),
+        Case("centred", lambda: BradleyTerryLoss(0.01), rewards()),
+        Case("smoothing=0.2", lambda: BradleyTerryLoss(label_smoothing=0.2), rewards()),
+        Case("both, margin", lambda: BradleyTerryLoss(0.5, 0.2), rewards(True), WITH_MARGIN),
+        Case("margin", BradleyTerryLoss, rewards(True), WITH_MARGIN),
+    ],
+    "TieAwareBradleyTerryLoss": [
+        Case("default", TieAwareBradleyTerryLoss, rewards(ties=True)),
+        *(
+            Case(
+                f"tie_weight={w:g}",
+                lambda w=w: TieAwareBradleyTerryLoss(w),
+                rewards(ties=True),
+            )
+            for w in (0.0, 0.3, 5.0)
+        ),
     ],
     "SRPOLoss": [
         Case("default", SRPOLoss, revised),

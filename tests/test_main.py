@@ -597,14 +597,17 @@ NO_CURVE = (
     "NTXentLoss",
     "NormalizedLogisticLoss",
     "ORPOLoss",
+    "PartialReturnPreferenceLoss",
     "RDPOLengthLoss",
     "ReLUBalanceRegularizer",
+    "RegretPreferenceLoss",
     "SRATLoss",
     "SRPOLoss",
     "SequenceNLLLoss",
     "SymmetricConsistencyLoss",
     "TCMLoss",
     "TLCLoss",
+    "TieAwareBradleyTerryLoss",
     "TwoWayGlobalContrastiveLoss",
 )
 

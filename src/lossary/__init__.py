@@ -54,7 +54,12 @@ from lossary.evidential import (
     TLCLoss,
 )
 from lossary.global_contrastive import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss
-from lossary.gradients import perp_grad, perp_grad_
+from lossary.gradients import (
+    gradient_entanglement,
+    normalized_preference_backward,
+    perp_grad,
+    perp_grad_,
+)
 from lossary.imbalance import (
     AdaptiveFeatureScaling,
     BackdoorAdjustment,
@@ -99,8 +104,15 @@ from lossary.preference import (
     WPOWeighting,
 )
 from lossary.reference_free import CPOLoss, LogicPreferenceLoss, ORPOLoss, SimPOLoss
+from lossary.reward import (
+    BradleyTerryLoss,
+    LogSigmoidCenteredReward,
+    TieAwareBradleyTerryLoss,
+    ranked_pairs,
+    reward_ensemble,
+)
 from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
-from lossary.segments import CPLLoss
+from lossary.segments import CPLLoss, PartialReturnPreferenceLoss, RegretPreferenceLoss
 from lossary.sequences import (
     SequenceNLLLoss,
     ld_sequence_logps,
@@ -137,6 +149,7 @@ __all__ = [
     "BCOPairLoss",
     "BackdoorAdjustment",
     "BalanceScore",
+    "BradleyTerryLoss",
     "BrierLoss",
     "CPLLoss",
     "CPOLoss",
@@ -174,6 +187,7 @@ __all__ = [
     "LDRLoss",
     "LabelSmoothingCrossEntropyLoss",
     "LinearLogits",
+    "LogSigmoidCenteredReward",
     "LogicPreferenceLoss",
     "LogitAdjustmentLoss",
     "LogitZRegularizer",
@@ -188,12 +202,14 @@ __all__ = [
     "OPIS",
     "ORPOLoss",
     "PairwisePreferenceLoss",
+    "PartialReturnPreferenceLoss",
     "PolyLoss",
     "Properties",
     "PseudoHuberLoss",
     "RDPOLengthLoss",
     "RPOLoss",
     "ReLUBalanceRegularizer",
+    "RegretPreferenceLoss",
     "ReverseCrossEntropyLoss",
     "RobustDPOLoss",
     "RobustLogLoss",
@@ -212,6 +228,7 @@ __all__ = [
     "TCMLoss",
     "TLCLoss",
     "TaylorSoftmaxLoss",
+    "TieAwareBradleyTerryLoss",
     "TruncatedGCELoss",
     "TwoWayGlobalContrastiveLoss",
     "WPOWeighting",
@@ -225,6 +242,7 @@ __all__ = [
     "consistency_boundary",
     "global_normalizer",
     "gradient_dissimilarity",
+    "gradient_entanglement",
     "ict_discretization_steps",
     "ict_weights",
     "karras_sigmas",
@@ -234,9 +252,12 @@ __all__ = [
     "logistic_regret_bound",
     "lognormal_index_probabilities",
     "minibatch_ot_coupling",
+    "normalized_preference_backward",
     "perp_grad",
     "perp_grad_",
     "prior_bias_init",
+    "ranked_pairs",
+    "reward_ensemble",
     "sequence_logps",
     "testing",
     "token_logps",
