@@ -1113,7 +1113,12 @@ CASES: dict[str, list[Case]] = {
         Case("default", BradleyTerryLoss, rewards()),
         Case("centred", lambda: BradleyTerryLoss(0.01), rewards()),
         Case("smoothing=0.2", lambda: BradleyTerryLoss(label_smoothing=0.2), rewards()),
-        Case("both, margin", lambda: BradleyTerryLoss(0.5, 0.2), rewards(True), WITH_MARGIN),
+        Case(
+            "both, margin",
+            lambda: BradleyTerryLoss(0.5, 0.2),
+            rewards(True),
+            WITH_MARGIN | {"property:lipschitz": WITH_MARGIN["property:bounds"]},
+        ),
         Case("margin", BradleyTerryLoss, rewards(True), WITH_MARGIN),
     ],
     "TieAwareBradleyTerryLoss": [

@@ -119,10 +119,10 @@ class BradleyTerryLoss(Loss):
     def properties(self) -> Properties:
         """Return what this instance guarantees; the Lipschitz constant is in the two rewards."""
         c, eps = self.center_coef, self.label_smoothing
-        counterexamples = {"upper": (-1.0, 0.0)}
+        counterexamples = {"upper": ((-1.0,), (0.0,))}
         unknown = {}
         if c > 0.0:
-            counterexamples["lipschitz"] = (-1.0, 0.0)
+            counterexamples["lipschitz"] = counterexamples["upper"]
             unknown["lower"] = "H(eps), but in the chosen reward alone it depends on the other"
         return Properties(
             convex=True,
