@@ -312,7 +312,7 @@ def test_entanglement_is_what_its_formulas_say(seed):
 
 LOSSES = {
     "dpo": DPOLoss(0.5),
-    "ipo": IPOLoss(0.01),
+    "ipo": IPOLoss(0.05),
     "slic": HingePreferenceLoss(0.5, 10.0),
     "with likelihood": RPOLoss(0.5, 0.8),
     "dpop": lambda w, r: DPOPLoss(0.5, 0.3)(w, r, w.detach() + 1.0, r.detach() + 1.0),
@@ -332,7 +332,7 @@ def test_entanglement_predicts_a_step_to_first_order(name):
         change_w = a * float(found["norm_w"]) ** 2 - b * inner
         change_l = a * inner - b * float(found["norm_l"]) ** 2
         errors = []
-        for rate in (1e-4, 1e-5):
+        for rate in (1e-4 / (a + b), 1e-5 / (a + b)):
             w, r = step(model, tokens, rate).tolist()
             errors.append(abs(w - change_w) + abs(r - change_l))
         # What is left is of second order.

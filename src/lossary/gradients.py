@@ -136,8 +136,8 @@ def gradient_entanglement(
     to first order in the step size eta of gradient descent, with g the gradients of the two
     log-probabilities in the parameters, a = -dL/dlog pi(y_w) and b = dL/dlog pi(y_l). A loss of the
     margin raises the difference of the two, and where the answers are alike both fall, or both
-    rise, together. This says whether they do, and why: for a, b > 0 the chosen one rises where <g_w, g_l>
-    < (a/b) \|g_w\|^2, the rejected one falls where <g_w, g_l> < (b/a) \|g_l\|^2.
+    rise, together. This says whether they do, and why: for a, b > 0 the chosen one rises where
+    <g_w, g_l> < (a/b) \|g_w\|^2, the rejected one falls where <g_w, g_l> < (b/a) \|g_l\|^2.
 
     Args:
         parameters: a module, its parameters or one of them. Those that need no gradient are left
