@@ -362,6 +362,11 @@ def test_what_a_loss_says_of_a_and_b():
     z = 0.3 * ((chosen - reference[0]) - (rejected - reference[1]))
     close(found["a"], 0.3 * torch.sigmoid(-z))
     close(found["b"], 0.3 * torch.sigmoid(-z))
+    seen = []
+    gradient_entanglement(
+        model, chosen, rejected, lambda w, r: seen.append((w, r)) or w - r, retain_graph=True
+    )
+    assert all(x.is_leaf for x in seen[0])  # what the loss does stays out of the graph
     # A loss of one answer alone, also where gradients are off.
     with torch.no_grad():
         alone = gradient_entanglement(
@@ -477,6 +482,14 @@ def test_the_normalized_step_knows_no_scale_of_the_gradients_and_adds_up():
             close(q.grad, p.grad, rtol=1e-9, atol=1e-14)
             close(r.grad, 0.5 * p.grad, rtol=1e-9, atol=1e-14)
             close(s.grad, p.grad, rtol=1e-9, atol=1e-14)
+
+
+def test_other_parameters_get_no_gradient():
+    model, tokens = pair_of(2)
+    normalized_preference_backward(*logps_of(model, tokens), model.head.parameters())
+    own = flat([p.grad for p in model.head.parameters()])
+    assert own.norm() > 0.1
+    assert all(p.grad is None for p in (*model.mix.parameters(), model.embedding.weight))
 
 
 def test_the_normalized_step_of_a_gradient_that_is_0():

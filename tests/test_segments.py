@@ -243,6 +243,17 @@ def test_the_bound_and_its_minimiser():
         close(gradients(lambda x, f=loss, y=y, o=zero: f(x, o, y), best)[0], zero, atol=1e-15)
 
 
+@pytest.mark.parametrize(("loss", "inputs"), [(PartialReturnPreferenceLoss, 2),
+                                              (RegretPreferenceLoss, 6)])  # fmt: skip
+def test_the_steepest_slope_is_that_of_a_sure_mistake(loss, inputs):
+    for temperature in (0.3, 3.0):
+        far = [torch.tensor([-1e4], dtype=F64), *[torch.zeros(1, dtype=F64)] * (inputs - 1)]
+        y = torch.ones(1, dtype=F64)
+        found = gradients(lambda *x, f=loss(temperature), y=y: f(*x, y), *far)
+        bound = loss(temperature).properties().lipschitz
+        close(torch.cat(found).norm(), torch.tensor(bound, dtype=F64), rtol=1e-12)
+
+
 A = torch.zeros(4, 3)
 Y = torch.full((4,), 0.5)
 
