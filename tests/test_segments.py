@@ -249,8 +249,9 @@ def test_the_steepest_slope_is_that_of_a_sure_mistake(loss, inputs):
     for temperature in (0.3, 3.0):
         far = [torch.tensor([-1e4], dtype=F64), *[torch.zeros(1, dtype=F64)] * (inputs - 1)]
         y = torch.ones(1, dtype=F64)
-        found = gradients(lambda *x, f=loss(temperature), y=y: f(*x, y), *far)
-        bound = loss(temperature).properties().lipschitz
+        module = loss(temperature)
+        found = gradients(lambda *x, f=module, y=y: f(*x, y), *far)
+        bound = module.properties().lipschitz
         close(torch.cat(found).norm(), torch.tensor(bound, dtype=F64), rtol=1e-12)
 
 
