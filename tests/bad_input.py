@@ -25,6 +25,7 @@ from lossary import (
     AsymmetricUnhingedLoss,
     BCOLoss,
     BCOPairLoss,
+    BradleyTerryLoss,
     BrierLoss,
     CauchyLoss,
     CompositionalNLLLoss,
@@ -81,6 +82,11 @@ from lossary import (
     PseudoHuberLoss,
     RDPOLengthLoss,
     RegretLoss,
+    PartialReturnPreferenceLoss,
+    PolyLoss,
+    PseudoHuberLoss,
+    RDPOLengthLoss,
+    RegretPreferenceLoss,
     ReLUBalanceRegularizer,
     ReverseCrossEntropyLoss,
     RobustDPOLoss,
@@ -98,6 +104,7 @@ from lossary import (
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
     TCMLoss,
+    TieAwareBradleyTerryLoss,
     TLCLoss,
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
@@ -1033,6 +1040,63 @@ def self_play() -> tuple[Row, ...]:
                with_value(MIXED, (3, 0, 2, 1), NAN),
                keywords={"weight": torch.tensor([0.0, 1.0, 1.0, 1.0])}),
         *weight(RegretLoss, GAMES, MIXED),
+VALUED = tuple(f"{name}_{i}" for i in (1, 2) for name in ("partial_return", "v_start", "v_end"))
+
+
+def alike(loss: type[Loss], names: tuple[str, ...], *others: Any) -> tuple[Row, ...]:
+    """What inputs of one shape do not take, which stand before ``others``."""
+
+    def wrong(at: int, id: str, says: tuple[str, ...], value: Any, error=ValueError) -> Row:
+        inputs = [ANSWERS] * len(names)
+        inputs[at] = value
+        id = f"{id}_of_{len(names)}"
+        return called(loss, names[at], id, says, *inputs, *others, error=error)
+
+    return (
+        *(
+            row
+            for at in range(len(names))
+            for row in (
+                wrong(at, "none", ("a tensor", "NoneType"), None, TypeError),
+                wrong(at, "int", ("floating", "int64"), TARGET, TypeError),
+            )
+            if names[at] != "margin" or "none" not in row.id
+        ),
+        *(
+            row
+            for at in range(1, len(names))
+            for row in (
+                wrong(at, "column", ("(4,)", "got (4, 1)"), ANSWERS[:, None]),
+                wrong(at, "one", ("(4,)", "got (1,)"), ANSWERS[:1]),
+                wrong(at, "meta", ("device cpu", "meta"), ANSWERS.to("meta")),
+            )
+        ),
+        called(loss, "weight", f"column_of_{len(names)}", ("(4,)", "got (4, 1)"),
+               *[ANSWERS] * len(names), *others, keywords={"weight": torch.ones(4, 1)}),
+    )  # fmt: skip
+
+
+def of_segments(loss: type[Loss], names: tuple[str, ...]) -> tuple[Row, ...]:
+    """What no loss of preferences between segments takes."""
+
+    def label(id: str, says: tuple[str, ...], value: Any, error=ValueError, **keywords: Any) -> Row:
+        inputs = [ANSWERS] * len(names)
+        return called(loss, "label", id, says, *inputs, value, error=error, keywords=keywords)
+
+    return (
+        *not_numbers(loss, "temperature"),
+        hyper(loss, "temperature", 0.0, "(0, inf)", "0.0"),
+        hyper(loss, "temperature", INF, "(0, inf)", "inf"),
+        *alike(loss, names, WINS),
+        label("int", ("floating", "int64"), TARGET, TypeError),
+        label("none", ("a tensor", "NoneType"), None, TypeError),
+        label("column", ("(4,)", "(4, 1)"), WINS[:, None]),
+        label("meta", ("device cpu", "meta"), WINS.to("meta")),
+        label("above_1", ("[0, 1]", "1.5"), WINS + 1.0),
+        label("below_0", ("[0, 1]", "-0.5"), WINS - 1.0),
+        label("nan", ("[0, 1]", "nan"), WINS * NAN),
+        label("nan_beside_weight_0", ("[0, 1]", "nan"), WINS * NAN,
+              weight=torch.tensor([0.0, 1.0, 1.0, 1.0])),
     )  # fmt: skip
 
 
@@ -2288,6 +2352,25 @@ FAMILIES = (
            keywords={"weight": [1.0] * 4}, error=TypeError),
     called(CPLLoss, "label", "above_1_one_weight", ("[0, 1]", "1.5"), LOGITS, LOGITS, WINS + 1,
            keywords={"weight": torch.ones(1)}),
+    *of_segments(PartialReturnPreferenceLoss, ("partial_return_1", "partial_return_2")),
+    *of_segments(RegretPreferenceLoss, VALUED),
+    *alike(BradleyTerryLoss, ("chosen_rewards", "rejected_rewards")),
+    *alike(BradleyTerryLoss, ("chosen_rewards", "rejected_rewards", "margin")),
+    *alike(TieAwareBradleyTerryLoss, ("chosen_rewards", "rejected_rewards"), GOOD),
+    *at_least_0(BradleyTerryLoss, "center_coef"),
+    *not_numbers(BradleyTerryLoss, "label_smoothing"),
+    hyper(BradleyTerryLoss, "label_smoothing", -0.1, "[0, 1)", "-0.1"),
+    hyper(BradleyTerryLoss, "label_smoothing", 1.0, "[0, 1)", "1.0"),
+    hyper(BradleyTerryLoss, "label_smoothing", NAN, "[0, 1)", "nan"),
+    *at_least_0(TieAwareBradleyTerryLoss, "tie_weight"),
+    called(BradleyTerryLoss, "margin", "int", ("floating", "int64"), ANSWERS, ANSWERS, TARGET,
+           error=TypeError),
+    called(BradleyTerryLoss, "margin", "number", ("a tensor", "float"), ANSWERS, ANSWERS, 1.0,
+           error=TypeError),
+    called(TieAwareBradleyTerryLoss, "tie", "int", ("bool", "int64"), ANSWERS, ANSWERS, TARGET,
+           error=TypeError),
+    called(TieAwareBradleyTerryLoss, "tie", "none", ("a tensor", "None"), ANSWERS, ANSWERS, None,
+           error=TypeError),
     *not_numbers(SRPOLoss, "alpha"),
     hyper(SRPOLoss, "alpha", 1.5, "[0, 1]", "1.5"),
     hyper(SRPOLoss, "alpha", -0.5, "[0, 1]", "-0.5"),

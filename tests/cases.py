@@ -24,6 +24,7 @@ from lossary import (
     AsymmetricUnhingedLoss,
     BCOLoss,
     BCOPairLoss,
+    BradleyTerryLoss,
     BrierLoss,
     CauchyLoss,
     CompositionalNLLLoss,
@@ -80,6 +81,11 @@ from lossary import (
     PseudoHuberLoss,
     RDPOLengthLoss,
     RegretLoss,
+    PartialReturnPreferenceLoss,
+    PolyLoss,
+    PseudoHuberLoss,
+    RDPOLengthLoss,
+    RegretPreferenceLoss,
     ReLUBalanceRegularizer,
     ReverseCrossEntropyLoss,
     RobustDPOLoss,
@@ -99,6 +105,7 @@ from lossary import (
     SymmetricCrossEntropyLoss,
     TaylorSoftmaxLoss,
     TCMLoss,
+    TieAwareBradleyTerryLoss,
     TLCLoss,
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
@@ -242,6 +249,12 @@ def anchored(*shape):
 
     def draw(n, dtype, generator):
         return tuple(torch.randn(6, n, *shape, dtype=dtype, generator=generator))
+def judged_segments(numbers):
+    """Draw that many numbers of two segments, and which is preferred, or neither."""
+
+    def draw(n, dtype, generator):
+        found = torch.randn(numbers, n, dtype=dtype, generator=generator)
+        return *found, torch.randint(3, (n,), generator=generator).to(dtype) / 2
 
     return draw
 
@@ -276,6 +289,13 @@ def repeated_games(sequences):
         losses = torch.randn(n, sequences, 3, 2, dtype=dtype, generator=generator)
         first = torch.randint(1, 16, (n, sequences, 3), generator=generator).to(dtype) / 16
         return losses, torch.stack((first, 1 - first), -1)
+def rewards(margin=False, ties=False):
+    """Draw rewards of pairs of answers, margins, and which pairs are ties."""
+
+    def draw(n, dtype, generator):
+        out = torch.randn(2, n, dtype=dtype, generator=generator)
+        further = [torch.rand(n, dtype=dtype, generator=generator)] * margin
+        return *out, *further, *[torch.rand(n, generator=generator) < 0.5] * ties
 
     return draw
 
@@ -418,6 +438,7 @@ FAR_KINK = {"property:smoothness": "the kink is at a log-ratio of 10, farther th
 OF_RANKS = dict.fromkeys(("weights", "attached_zero"), "values are of ranks: there is no weight")
 
 #: The stored directions are of a policy and a reference.
+WITH_MARGIN = {"property:bounds": "the stored direction has no margin"}
 WITHOUT_REFERENCE = {"property:bounds": "the stored direction has a reference"}
 
 
@@ -1182,6 +1203,37 @@ CASES: dict[str, list[Case]] = {
     "CPLLoss": [
         Case("default", CPLLoss, segments()),
         Case("KL", lambda: CPLLoss(0.2, 0.75, 0.9, 0.3), segments(2)),
+    ],
+    "PartialReturnPreferenceLoss": [
+        Case("default", PartialReturnPreferenceLoss, judged_segments(2)),
+        Case("temperature=0.3", lambda: PartialReturnPreferenceLoss(0.3), judged_segments(2)),
+    ],
+    "RegretPreferenceLoss": [
+        Case("default", RegretPreferenceLoss, judged_segments(6)),
+        Case("temperature=3", lambda: RegretPreferenceLoss(3.0), judged_segments(6)),
+    ],
+    "BradleyTerryLoss": [
+        Case("default", BradleyTerryLoss, rewards()),
+        Case("centred", lambda: BradleyTerryLoss(0.01), rewards()),
+        Case("smoothing=0.2", lambda: BradleyTerryLoss(label_smoothing=0.2), rewards()),
+        Case(
+            "both, margin",
+            lambda: BradleyTerryLoss(0.5, 0.2),
+            rewards(True),
+            WITH_MARGIN | {"property:lipschitz": WITH_MARGIN["property:bounds"]},
+        ),
+        Case("margin", BradleyTerryLoss, rewards(True), WITH_MARGIN),
+    ],
+    "TieAwareBradleyTerryLoss": [
+        Case("default", TieAwareBradleyTerryLoss, rewards(ties=True)),
+        *(
+            Case(
+                f"tie_weight={w:g}",
+                lambda w=w: TieAwareBradleyTerryLoss(w),
+                rewards(ties=True),
+            )
+            for w in (0.0, 0.3, 5.0)
+        ),
     ],
     "SRPOLoss": [
         Case("default", SRPOLoss, revised),

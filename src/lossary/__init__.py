@@ -55,7 +55,12 @@ from lossary.evidential import (
 )
 from lossary.face import ArcFaceLoss, CosFaceLoss, UNPGLoss
 from lossary.global_contrastive import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss
-from lossary.gradients import perp_grad, perp_grad_
+from lossary.gradients import (
+    gradient_entanglement,
+    normalized_preference_backward,
+    perp_grad,
+    perp_grad_,
+)
 from lossary.imbalance import (
     AdaptiveFeatureScaling,
     BackdoorAdjustment,
@@ -115,6 +120,15 @@ from lossary.self_play import (
     mcts_label_smoothing,
     self_play_win_rate,
 )
+from lossary.reward import (
+    BradleyTerryLoss,
+    LogSigmoidCenteredReward,
+    TieAwareBradleyTerryLoss,
+    ranked_pairs,
+    reward_ensemble,
+)
+from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
+from lossary.segments import CPLLoss, PartialReturnPreferenceLoss, RegretPreferenceLoss
 from lossary.sequences import (
     SequenceNLLLoss,
     ld_sequence_logps,
@@ -154,6 +168,7 @@ __all__ = [
     "BCOPairLoss",
     "BackdoorAdjustment",
     "BalanceScore",
+    "BradleyTerryLoss",
     "BrierLoss",
     "CPLLoss",
     "CPOLoss",
@@ -196,6 +211,7 @@ __all__ = [
     "LDRLoss",
     "LabelSmoothingCrossEntropyLoss",
     "LinearLogits",
+    "LogSigmoidCenteredReward",
     "LogicPreferenceLoss",
     "LogitAdjustmentLoss",
     "LogitZRegularizer",
@@ -214,6 +230,7 @@ __all__ = [
     "ORPOLoss",
     "PairwisePreferenceLoss",
     "PairwiseRankNetLoss",
+    "PartialReturnPreferenceLoss",
     "PolyLoss",
     "Properties",
     "PseudoHuberLoss",
@@ -221,6 +238,7 @@ __all__ = [
     "RPOLoss",
     "ReLUBalanceRegularizer",
     "RegretLoss",
+    "RegretPreferenceLoss",
     "ReverseCrossEntropyLoss",
     "RobustDPOLoss",
     "RobustLogLoss",
@@ -240,6 +258,7 @@ __all__ = [
     "TCMLoss",
     "TLCLoss",
     "TaylorSoftmaxLoss",
+    "TieAwareBradleyTerryLoss",
     "TruncatedGCELoss",
     "TwoWayGlobalContrastiveLoss",
     "UNPGLoss",
@@ -255,6 +274,7 @@ __all__ = [
     "consistency_rate",
     "global_normalizer",
     "gradient_dissimilarity",
+    "gradient_entanglement",
     "ict_discretization_steps",
     "ict_weights",
     "karras_sigmas",
@@ -265,10 +285,13 @@ __all__ = [
     "lognormal_index_probabilities",
     "mcts_label_smoothing",
     "minibatch_ot_coupling",
+    "normalized_preference_backward",
     "perp_grad",
     "perp_grad_",
     "prior_bias_init",
     "self_play_win_rate",
+    "ranked_pairs",
+    "reward_ensemble",
     "sequence_logps",
     "testing",
     "token_logps",

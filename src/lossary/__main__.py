@@ -372,6 +372,7 @@ DIFFERENCES: dict[tuple[str, ...], str] = {
     ("input", "target"): "residual",
     ("prediction", "target"): "residual",
     ("policy_chosen_logps", "policy_rejected_logps"): "chosen less rejected log-ratio",
+    ("chosen_rewards", "rejected_rewards"): "chosen less rejected reward",
     ("logits", "target"): "logit, of target 0",
 }
 

@@ -112,6 +112,14 @@ def check_like(name: str, value: Tensor, first: str, like: Tensor) -> None:
     check_device(name, value, like)
 
 
+def check_alike(**tensors: Any) -> None:
+    """Raise an error unless all are floating-point tensors of one shape, on one device."""
+    first, like = next(iter(tensors.items()))
+    for name, x in tensors.items():
+        check_floating(name, x)
+        check_like(name, x, first, like)
+
+
 def check_embeddings(**embeddings: Any) -> None:
     """Raise an error unless all are floating-point matrices of one shape, on one device."""
     first, like = next(iter(embeddings.items()))

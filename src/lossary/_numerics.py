@@ -17,6 +17,11 @@ def softplus(x: Tensor, beta: float = 1.0) -> Tensor:
     return F.softplus(x, beta, 40.0 if x.dtype == torch.float64 else 20.0)
 
 
+def binary_cross_entropy(y: Tensor, log_odds: Tensor) -> Tensor:
+    """Return -y log p - (1 - y) log(1 - p), p the probability of these log-odds."""
+    return y * softplus(-log_odds) + (1.0 - y) * softplus(log_odds)
+
+
 def expm1(x: Tensor) -> Tensor:
     """Return exp(x) - 1, with the slope exp(x) to full relative accuracy.
 

@@ -21,7 +21,7 @@ from lossary._checks import (
     check_integers,
     check_number,
 )
-from lossary._numerics import softplus
+from lossary._numerics import binary_cross_entropy, softplus
 from lossary._properties import Properties
 from lossary._softmax import readable
 
@@ -110,10 +110,10 @@ class AggregateResponseLoss(Loss):
             mean = zeros.index_add(0, bag_index, input) / size
             bag, each = (y - mean).square(), (own - input).square()
         else:
-            each = _cross_entropy(own, input)
+            each = binary_cross_entropy(own, input)
             # The log-odds of the mean: accurate for a mean near 0 and near 1.
             yes, no = (_log_mean(-softplus(x), bag_index, occupied, size) for x in (-input, input))
-            bag = _cross_entropy(y, yes - no)
+            bag = binary_cross_entropy(y, yes - no)
         instance = zeros.index_add(0, bag_index, each) / size
         value = (1.0 - self.rho) * bag + self.rho * instance
         return torch.where(occupied, value, 0.0), occupied.to(value.dtype)
@@ -179,10 +179,6 @@ class AggregateResponseLoss(Loss):
             counterexamples=counterexamples,
             source="Javanmard et al. 2024; algebra",
         )
-
-
-def _cross_entropy(y: Tensor, log_odds: Tensor) -> Tensor:
-    return y * softplus(-log_odds) + (1.0 - y) * softplus(log_odds)
 
 
 def _log_mean(x: Tensor, bag_index: Tensor, occupied: Tensor, size: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from lossary._base import Loss, LossOptions, _check_weight
+from lossary._base import Loss, LossOptions, _check_weight, _upcast
 from lossary._checks import (
+    check_alike,
     check_device,
     check_floating,
     check_like,
@@ -21,9 +22,9 @@ from lossary._checks import (
     check_positive,
     check_weight_type,
 )
-from lossary._numerics import softplus
+from lossary._numerics import binary_cross_entropy, softplus
 from lossary._properties import Properties
-from lossary._sequence_base import check_probability
+from lossary._sequence_base import check_probability, present_tokens
 
 
 class CPLLoss(Loss):
@@ -165,3 +166,220 @@ class CPLLoss(Loss):
             unknown=unknown,
             source="Hejna et al. 2023",
         )
+
+
+class _ModelOfPreference(Loss):
+    """A loss of the log-odds that people prefer segment 1, and of what they said."""
+
+    def __init__(self, temperature: float = 1.0, **options: Unpack[LossOptions]) -> None:
+        super().__init__(**options)
+        self.temperature = check_positive("temperature", temperature)
+
+    def _cross_entropy(self, difference: Tensor, label: Tensor, first: str) -> Tensor:
+        check_floating("label", label)
+        check_like("label", label, first, difference)
+        check_probability("label", label, None)
+        return binary_cross_entropy(label.detach(), difference / self.temperature)
+
+    def _properties(self, inputs: int, limits: tuple[tuple[str, str], ...]) -> Properties:
+        return Properties(
+            convex=True,
+            lower=0.0,
+            upper=math.inf,
+            lipschitz=math.sqrt(inputs) / self.temperature,
+            smoothness=math.inf,
+            minimiser="the model's probability is that with which segment 1 is preferred",
+            limits=limits,
+            counterexamples={"upper": (-1.0, *(0.0,) * (inputs - 1), 1.0)},
+            source="Knox et al. 2022; algebra",
+        )
+
+
+class PartialReturnPreferenceLoss(_ModelOfPreference):
+    r"""Preferences between segments by what they have earned: their partial returns.
+
+    .. math:: \ell = -y \log \sigma(z) - (1 - y) \log \sigma(-z), \qquad
+              z = \frac{1}{T} \Bigl(\sum_t r_{1,t} - \sum_t r_{2,t}\Bigr)
+
+    The usual model of preference-based reinforcement learning: it fits a reward r whose sums over
+    segments explain what people prefer. It takes no account of where a segment begins and ends;
+    :class:`lossary.RegretPreferenceLoss` does.
+
+    Args:
+        temperature: T > 0, finite: how loosely preferences follow the returns. Default 1.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        partial_return_1, partial_return_2 (N, ...) of one shape: SUMS of the rewards of the steps
+        of each segment. label of the same shape, floating point: the probability that segment 1 is
+        preferred, in [0, 1]; 1/2 for a tie. (:class:`lossary.CPLLoss` has that of segment 2.)
+        Values of the same shape.
+
+    Properties:
+        Convex in the returns, infinitely smooth, unbounded above. l >= H(label), the entropy in
+        nats; unchanged when both returns move by the same number. The gradient in partial_return_1
+        is (sigma(z) - label)/T, in the other its opposite. No gradient flows to the label.
+
+    Limits:
+        Label 1, T = 1: :class:`BradleyTerryLoss` of the returns.
+
+    Note:
+        Cross-entropy from log-odds: published code takes the logarithm of probabilities that are
+        clamped at 1e-35, which ends the gradient there.
+
+    Raises:
+        ValueError: ``temperature`` not positive and finite; inputs of different shapes or devices,
+            labels outside [0, 1] (on CPU tensors, where looking costs nothing).
+        TypeError: ``temperature`` not a number; inputs that are not floating point.
+
+    Reference:
+        Christiano et al., "Deep Reinforcement Learning from Human Preferences", 2017, as restated
+        in Knox et al., "Models of Human Preference for Learning Reward Functions", 2022. Verified
+        against the latter's later code.
+
+    Example:
+        >>> import torch
+        >>> from lossary import PartialReturnPreferenceLoss
+        >>> returns = torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.5])
+        >>> PartialReturnPreferenceLoss()(*returns, torch.tensor([1.0, 0.5]))
+        tensor(0.6323)
+    """
+
+    def per_sample(
+        self, partial_return_1: Tensor, partial_return_2: Tensor, label: Tensor
+    ) -> Tensor:
+        """Return the loss of every pair of segments, unreduced."""
+        check_alike(partial_return_1=partial_return_1, partial_return_2=partial_return_2)
+        return self._cross_entropy(partial_return_1 - partial_return_2, label, "partial_return_1")
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees; the Lipschitz constant is in the two returns."""
+        return self._properties(2, (("label 1, T = 1", "BradleyTerryLoss"),))
+
+
+class RegretPreferenceLoss(_ModelOfPreference):
+    r"""Preferences between segments by how little was given away: their regret.
+
+    .. math:: \ell = -y \log \sigma(z) - (1 - y) \log \sigma(-z), \qquad
+              z = \frac{R_2 - R_1}{T}, \qquad
+              R = V^*(s_0) - \Bigl(\sum_t r_t + V^*(s_{\text{end}})\Bigr)
+
+    with V* the value of a state under the best policy. People judge a segment by how good its
+    decisions were, and that counts where it leads to, and what could have been had from where it
+    began: two segments of equal return differ. Where transitions are random the regret is
+    -sum_t A*(s_t, a_t), minus the advantages of the actions taken: :meth:`forward_advantage`.
+
+    Args:
+        temperature: T > 0, finite: how loosely preferences follow the regret. Default 1.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        partial_return_1, v_start_1, v_end_1, partial_return_2, v_start_2, v_end_2 (N, ...) of one
+        shape: SUMS of the rewards of the steps of each segment, and the values of the states where
+        it begins and ends. label of the same shape, floating point: the probability that segment 1
+        is preferred, in [0, 1]; 1/2 for a tie. (:class:`lossary.CPLLoss` has that of segment 2.)
+        Values of the same shape.
+
+    Properties:
+        Convex in the six numbers, infinitely smooth, unbounded above. l >= H(label), the entropy in
+        nats. Unchanged by potential shaping, r' = r + Phi(s') - Phi(s) and V' = V - Phi, which
+        changes partial returns. The gradient in partial_return_1 is (sigma(z) - label)/T. No
+        gradient flows to the label.
+
+    Limits:
+        Equal values of both starts and of both ends: :class:`PartialReturnPreferenceLoss`. A* =
+        alpha log pi, T = 1: :class:`CPLLoss` with ``bias=1`` and 1 - label.
+
+    Note:
+        V* depends on r. Whether gradient flows through it is the caller's choice: it does unless
+        the values are detached (the authors' code differentiates a soft maximum over successor
+        features). What belongs together is subtracted first, so that large values that are equal
+        cost no digits. Cross-entropy from log-odds: that code takes the logarithm of probabilities
+        that are clamped at 1e-35, which ends the gradient there.
+
+    Raises:
+        ValueError: ``temperature`` not positive and finite; inputs of different shapes or devices,
+            labels outside [0, 1] (on CPU tensors, where looking costs nothing).
+        TypeError: ``temperature`` not a number; inputs that are not floating point.
+
+    Reference:
+        Knox, Hatgis-Kessell, Booth, Niekum, Stone, Allievi, "Models of Human Preference for
+        Learning Reward Functions", 2022. Verified against the authors' later code.
+
+    Example:
+        >>> import torch
+        >>> from lossary import RegretPreferenceLoss
+        >>> first = torch.tensor([2.0]), torch.tensor([3.0]), torch.tensor([0.5])
+        >>> second = torch.tensor([1.0]), torch.tensor([1.5]), torch.tensor([0.5])
+        >>> RegretPreferenceLoss()(*first, *second, torch.tensor([1.0]))
+        tensor(0.9741)
+        >>> advantages = torch.tensor([[-0.5, 0.0]]), torch.tensor([[0.0, 0.0]])
+        >>> RegretPreferenceLoss().forward_advantage(*advantages, torch.tensor([1.0]))
+        tensor(0.9741)
+    """
+
+    def per_sample(
+        self,
+        partial_return_1: Tensor,
+        v_start_1: Tensor,
+        v_end_1: Tensor,
+        partial_return_2: Tensor,
+        v_start_2: Tensor,
+        v_end_2: Tensor,
+        label: Tensor,
+    ) -> Tensor:
+        """Return the loss of every pair of segments, unreduced."""
+        check_alike(
+            partial_return_1=partial_return_1,
+            v_start_1=v_start_1,
+            v_end_1=v_end_1,
+            partial_return_2=partial_return_2,
+            v_start_2=v_start_2,
+            v_end_2=v_end_2,
+        )
+        earned = partial_return_1 - partial_return_2
+        difference = earned + (v_end_1 - v_end_2) - (v_start_1 - v_start_2)
+        return self._cross_entropy(difference, label, "partial_return_1")
+
+    def forward_advantage(
+        self,
+        advantages_1: Tensor,
+        advantages_2: Tensor,
+        label: Tensor,
+        mask_1: Tensor | None = None,
+        mask_2: Tensor | None = None,
+        *,
+        weight: Tensor | None = None,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of segments whose regret is minus the sum of their advantages.
+
+        advantages_1 (N, S), advantages_2 (N, S'): A* of every step's action, mask_1 and mask_2 of
+        the same shapes, bool or numbers 0 and 1: 0 for padding, which may be infinite or nan. The
+        rest is as in a call.
+        """
+        totals = []
+        for i, (x, mask) in enumerate(((advantages_1, mask_1), (advantages_2, mask_2)), 1):
+            name = f"advantages_{i}"
+            check_floating(name, x)
+            if x.dim() != 2:
+                raise ValueError(f"{name}: expected shape (N, S), got {tuple(x.shape)}")
+            if mask is not None:
+                x = torch.where(present_tokens(mask, x.shape, x, f"mask_{i}"), x, 0.0)
+            totals.append(_upcast(x).sum(1))
+        one, two = totals
+        if two.shape != one.shape:
+            raise ValueError(f"advantages_2: expected {len(one)} rows, got {len(two)}")
+        check_device("advantages_2", two, one)
+        check_floating("label", label)
+        check_like("label", label, "the sum over steps", one)
+        zeros = torch.zeros_like(one), torch.zeros_like(one)
+        return self._call((one, *zeros, two, *zeros, label), weight, normalizer)
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees; the Lipschitz constant is in the six numbers."""
+        limits = (
+            ("equal values of starts and of ends", "PartialReturnPreferenceLoss"),
+            ("A* = alpha log pi, T = 1", "CPLLoss(alpha, bias=1), of 1 - label"),
+        )
+        return self._properties(6, limits)
