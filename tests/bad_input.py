@@ -78,14 +78,11 @@ from lossary import (
     NTXentLoss,
     ORPOLoss,
     PairwiseRankNetLoss,
-    PolyLoss,
-    PseudoHuberLoss,
-    RDPOLengthLoss,
-    RegretLoss,
     PartialReturnPreferenceLoss,
     PolyLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
+    RegretLoss,
     RegretPreferenceLoss,
     ReLUBalanceRegularizer,
     ReverseCrossEntropyLoss,
@@ -1040,6 +1037,9 @@ def self_play() -> tuple[Row, ...]:
                with_value(MIXED, (3, 0, 2, 1), NAN),
                keywords={"weight": torch.tensor([0.0, 1.0, 1.0, 1.0])}),
         *weight(RegretLoss, GAMES, MIXED),
+    )  # fmt: skip
+
+
 VALUED = tuple(f"{name}_{i}" for i in (1, 2) for name in ("partial_return", "v_start", "v_end"))
 
 

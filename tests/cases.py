@@ -77,14 +77,11 @@ from lossary import (
     NTXentLoss,
     ORPOLoss,
     PairwiseRankNetLoss,
-    PolyLoss,
-    PseudoHuberLoss,
-    RDPOLengthLoss,
-    RegretLoss,
     PartialReturnPreferenceLoss,
     PolyLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
+    RegretLoss,
     RegretPreferenceLoss,
     ReLUBalanceRegularizer,
     ReverseCrossEntropyLoss,
@@ -249,6 +246,8 @@ def anchored(*shape):
 
     def draw(n, dtype, generator):
         return tuple(torch.randn(6, n, *shape, dtype=dtype, generator=generator))
+
+
 def judged_segments(numbers):
     """Draw that many numbers of two segments, and which is preferred, or neither."""
 
@@ -289,6 +288,8 @@ def repeated_games(sequences):
         losses = torch.randn(n, sequences, 3, 2, dtype=dtype, generator=generator)
         first = torch.randint(1, 16, (n, sequences, 3), generator=generator).to(dtype) / 16
         return losses, torch.stack((first, 1 - first), -1)
+
+
 def rewards(margin=False, ties=False):
     """Draw rewards of pairs of answers, margins, and which pairs are ties."""
 

@@ -106,8 +106,15 @@ from lossary.preference import (
 )
 from lossary.reference_free import CPOLoss, LogicPreferenceLoss, ORPOLoss, SimPOLoss
 from lossary.retrieval import ADORELoss, PairwiseRankNetLoss
+from lossary.reward import (
+    BradleyTerryLoss,
+    LogSigmoidCenteredReward,
+    TieAwareBradleyTerryLoss,
+    ranked_pairs,
+    reward_ensemble,
+)
 from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
-from lossary.segments import CPLLoss
+from lossary.segments import CPLLoss, PartialReturnPreferenceLoss, RegretPreferenceLoss
 from lossary.self_play import (
     CREAMLoss,
     DNOLoss,
@@ -120,15 +127,6 @@ from lossary.self_play import (
     mcts_label_smoothing,
     self_play_win_rate,
 )
-from lossary.reward import (
-    BradleyTerryLoss,
-    LogSigmoidCenteredReward,
-    TieAwareBradleyTerryLoss,
-    ranked_pairs,
-    reward_ensemble,
-)
-from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
-from lossary.segments import CPLLoss, PartialReturnPreferenceLoss, RegretPreferenceLoss
 from lossary.sequences import (
     SequenceNLLLoss,
     ld_sequence_logps,
@@ -289,9 +287,9 @@ __all__ = [
     "perp_grad",
     "perp_grad_",
     "prior_bias_init",
-    "self_play_win_rate",
     "ranked_pairs",
     "reward_ensemble",
+    "self_play_win_rate",
     "sequence_logps",
     "testing",
     "token_logps",
