@@ -181,6 +181,16 @@ def answers(*shape, references=True, lengths=0):
     return draw
 
 
+def doubted(inputs):
+    """Add the probability, of each pair, that its label is wrong."""
+
+    def draw(n, dtype, generator):
+        given = inputs(n, dtype, generator)
+        return *given, 0.05 + 0.4 * torch.rand(n, dtype=dtype, generator=generator)
+
+    return draw
+
+
 def judged(probabilities):
     """Add that many probabilities to win, of each pair's answers."""
 
@@ -254,6 +264,10 @@ def regression(*shape):
 numbers, vectors, images = regression(), regression(3), regression(2, 3)
 
 #: Where a loss has one value per element.
+#: Per pair, a label that may be wrong changes what is declared without.
+OF_ITS_OWN = dict.fromkeys(
+    ("property:bounds", "property:lipschitz", "property:convex"), "declared without label_smoothing"
+)
 OF_SEVERAL = {"property:lipschitz": "the claim is about one element, the sample has several"}
 
 
@@ -950,6 +964,12 @@ CASES: dict[str, list[Case]] = {
             lambda: DPOLoss(5.0, 0.1, "js", length_normalize=True),
             answers(lengths=2),
         ),
+        Case(
+            "doubted",
+            lambda: DPOLoss(5.0, length_normalize=True),
+            doubted(answers(lengths=2)),
+            OF_ITS_OWN,
+        ),
         Case("several", DPOLoss, answers(3), OF_SEVERAL),
         Case("sum", lambda: DPOLoss(reduction="sum"), answers()),
         Case("none", lambda: DPOLoss(reduction="none"), answers()),
@@ -977,6 +997,7 @@ CASES: dict[str, list[Case]] = {
     "EXOLoss": [
         Case("default", EXOLoss, answers()),
         *(Case(f"eps={e:g}", lambda e=e: EXOLoss(0.7, e), answers()) for e in (0.2, 0.5, 0.9)),
+        Case("doubted", EXOLoss, doubted(answers()), OF_ITS_OWN),
     ],
     "NCALoss": [
         Case("default", NCALoss, answers()),
@@ -995,6 +1016,7 @@ CASES: dict[str, list[Case]] = {
     "APOLoss": [
         Case("default", APOLoss, answers()),
         Case("down", lambda: APOLoss(0.7, "down"), answers()),
+        Case("doubted", APOLoss, doubted(answers()), OF_ITS_OWN),
     ],
     "AOTLoss": [
         Case("default", AOTLoss, answers(), OF_RANKS),
@@ -1026,6 +1048,12 @@ CASES: dict[str, list[Case]] = {
             "sums",
             lambda: SimPOLoss(label_smoothing=0.2, average=False),
             answers(references=False, lengths=2),
+        ),
+        Case(
+            "doubted",
+            lambda: SimPOLoss(average=False),
+            doubted(answers(references=False, lengths=2)),
+            OF_ITS_OWN,
         ),
     ],
     "ORPOLoss": [
@@ -1061,6 +1089,12 @@ CASES: dict[str, list[Case]] = {
             unlikely(lengths=2),
             ABOVE_0,
         ),
+        Case(
+            "doubted",
+            lambda: LogicPreferenceLoss(average=False),
+            doubted(unlikely(lengths=2)),
+            ABOVE_0,
+        ),
     ],
     "KTOLoss": [
         Case("default", KTOLoss, thumbs([0.25])),
@@ -1087,6 +1121,7 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("without", RobustDPOLoss, answers(references=False), WITHOUT_REFERENCE),
         Case("batchmean", lambda: RobustDPOLoss(reduction="batchmean"), answers()),
+        Case("doubted", RobustDPOLoss, doubted(answers()), OF_ITS_OWN),
     ],
     "RPOLoss": [
         Case("default", RPOLoss, answers()),
