@@ -681,6 +681,35 @@ def preference(loss: type[Loss], beta: str = "beta", further: tuple[Any, ...] = 
     )  # fmt: skip
 
 
+def doubts(loss: type[Loss], *inputs: Any, interval: str = "[0, 1]", **options: Any):
+    """What no loss of pairs takes as the probabilities that labels are wrong."""
+    good = torch.full((4,), 0.25)
+    low, high = -0.1, 1.1
+    if interval == "[0, 0.5)":
+        high = 0.5
+    elif interval == "(0, 1)":
+        low, high = 0.0, 1.0
+
+    def row(id: str, says: tuple[str, ...], value: Any, error=ValueError, **further: Any) -> Row:
+        keywords = {"label_smoothing": value, **further}
+        return called(loss, "label_smoothing", f"per_pair_{id}", says, *inputs, error=error,
+                      keywords=keywords, **options)  # fmt: skip
+
+    return (
+        row("number", ("a tensor", "float"), 0.1, TypeError),
+        row("int", ("floating", "int64"), good.long(), TypeError),
+        row("bool", ("floating", "bool"), good > 0, TypeError),
+        row("column", ("policy_chosen_logps", "(4,)", "got (4, 1)"), good[:, None]),
+        row("of_all", ("(4,)", "got ()"), good[0]),
+        row("meta", ("device cpu", "meta"), good.to("meta")),
+        row("below", (interval, f"got {low:g}"), good * 0 + low),
+        row("above", (interval, f"got {high:g}"), good * 0 + high),
+        row("nan", (interval, "got nan"), good * NAN),
+        row("nan_beside_weight_0", (interval, "got nan"), good * NAN,
+            weight=torch.tensor([0, 1.0, 1.0, 1.0])),
+    )  # fmt: skip
+
+
 #: What SRPO takes, in order.
 DRAFTS = tuple(
     f"{model}_{answer}_logps"
@@ -1751,6 +1780,16 @@ FAMILIES = (
                      DiscoPOPLoss, DPOPLoss)
         for row in preference(loss)
     ),
+    *(
+        row
+        for loss in (DPOLoss, RPOLoss, IPOLoss, HingePreferenceLoss, NCALoss, BCOPairLoss, APOLoss,
+                     DiscoPOPLoss, DPOPLoss, LogicPreferenceLoss)
+        for row in doubts(loss, *[ANSWERS] * 4)
+    ),
+    *doubts(RDPOLengthLoss, *[ANSWERS] * 4, TARGET + 1, TARGET + 1),
+    *doubts(RobustDPOLoss, *[ANSWERS] * 4, interval="[0, 0.5)"),
+    *doubts(EXOLoss, *[ANSWERS] * 4, interval="(0, 1)"),
+    *(row for loss in (SimPOLoss, ORPOLoss, CPOLoss) for row in doubts(loss, ANSWERS, ANSWERS)),
     *at_least_0(HingePreferenceLoss, "margin"),
     *at_least_0(HingePreferenceLoss, "nll_coef"),
     hyper(HingePreferenceLoss, "reference_free", None, "True, False", "None"),
