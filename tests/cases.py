@@ -77,6 +77,7 @@ from lossary import (
     SequenceNLLLoss,
     SimPOLoss,
     SmoothAdversarialCompSumLoss,
+    SparsePreferenceLoss,
     SphericalSoftmaxLoss,
     SPPOLoss,
     SRATLoss,
@@ -189,6 +190,13 @@ def doubted(inputs):
         return *given, 0.05 + 0.4 * torch.rand(n, dtype=dtype, generator=generator)
 
     return draw
+
+
+def kept_tokens(n, dtype, generator):
+    """Draw log-probabilities of the tokens of pairs, and masks."""
+    logps = [torch.randn(n, 3 + i % 2, dtype=dtype, generator=generator) for i in range(4)]
+    masks = [torch.rand(n, 3 + i, dtype=dtype, generator=generator) for i in range(2)]
+    return *logps, *masks
 
 
 def judged(probabilities):
@@ -368,6 +376,7 @@ WITHOUT_JUDGE = dict.fromkeys(
     ("property:bounds", "property:lipschitz"), "the stored direction has no probabilities"
 )
 #: Of log-probabilities.
+OF_MASKS = {"extremes": "masks outside [0, 1] are refused"}
 ABOVE_0 = {"extremes": "log-probabilities above 0 are refused"}
 FAR_KINK = {"property:smoothness": "the kink is at a log-ratio of 10, farther than what is drawn"}
 OF_RANKS = dict.fromkeys(("weights", "attached_zero"), "values are of ranks: there is no weight")
@@ -1108,6 +1117,15 @@ CASES: dict[str, list[Case]] = {
     "CPLLoss": [
         Case("default", CPLLoss, segments()),
         Case("KL", lambda: CPLLoss(0.2, 0.75, 0.9, 0.3), segments(2)),
+    ],
+    "SparsePreferenceLoss": [
+        Case("default", SparsePreferenceLoss, kept_tokens, OF_MASKS),
+        Case(
+            "doubted",
+            lambda: SparsePreferenceLoss(0.7, 0.0),
+            doubted(kept_tokens),
+            OF_MASKS | {"property:bounds": "the stored direction has no label_smoothing"},
+        ),
     ],
     "SRPOLoss": [
         Case("default", SRPOLoss, revised),

@@ -602,6 +602,7 @@ NO_CURVE = (
     "SRATLoss",
     "SRPOLoss",
     "SequenceNLLLoss",
+    "SparsePreferenceLoss",
     "SymmetricConsistencyLoss",
     "TCMLoss",
     "TLCLoss",

@@ -23,6 +23,7 @@ from lossary import (
     NCALoss,
     RDPOLengthLoss,
     SequenceNLLLoss,
+    SparsePreferenceLoss,
     SPPOLoss,
     SRPOLoss,
 )
@@ -425,6 +426,74 @@ def test_srpo_is_zero_where_the_three_brackets_are():
     x[0] = 2.5
     assert SRPOLoss(0.2, 0.5)(*x) == 0
     close(SRPOLoss()(*revised()), srpo(revised(), 0.1, 0.5).mean())
+
+
+# Masks of tokens.
+
+
+def tokens(seed=0):
+    """Log-probabilities of tokens of pairs, 4 chosen and 5 rejected ones, and masks."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = [torch.randn(N, 4 + i % 2, dtype=F64, generator=generator) for i in range(4)]
+    masks = [torch.rand(N, 4 + i, dtype=F64, generator=generator) for i in range(2)]
+    return *draw, *masks
+
+
+def sparse(pc, pr, rc, rr, mc, mr, beta, lam):
+    z = beta * ((mc * (pc - rc)).sum(1) - (mr * (pr - rr)).sum(1))
+    return -F.logsigmoid(z) + lam * (mc.abs().sum(1) + mr.abs().sum(1))
+
+
+def test_the_loss_of_masked_tokens():
+    x = tokens()
+    close(SparsePreferenceLoss()(*x), sparse(*x, 0.1, 0.01).mean())
+    found = each(SparsePreferenceLoss, *x, beta=0.7, lam=0.2)
+    close(found, sparse(*x, 0.7, 0.2))
+    # The masks have gradients, too.
+    loss = SparsePreferenceLoss(0.7, 0.2, reduction="sum")
+    close(gradients(loss, *x), gradients(lambda *x: sparse(*x, 0.7, 0.2), *x))
+    eps = torch.rand(N, dtype=F64)
+    price = 0.2 * (x[4].sum(1) + x[5].sum(1))
+    other = each(SparsePreferenceLoss, *(x[i] for i in (1, 0, 3, 2, 5, 4)), beta=0.7, lam=0.2)
+    smooth = SparsePreferenceLoss(0.7, 0.2, reduction="none")(*x, eps)
+    close(smooth - price, (1 - eps) * (found - price) + eps * (other - price))
+    half = [y.bfloat16() for y in x]
+    assert SparsePreferenceLoss()(*half).dtype == F32
+    close(
+        SparsePreferenceLoss()(*half).double(),
+        sparse(*(y.double() for y in half), 0.1, 0.01).mean(),
+        rtol=1e-5,
+    )
+
+
+def test_all_tokens_at_no_price_are_dpo_and_none_are_log_2():
+    *logps, mc, mr = tokens()
+    sums = [x.sum(1) for x in logps]
+    for ones in ((torch.ones_like(mc), torch.ones_like(mr)), ((mc >= 0), (mr >= 0))):
+        found = each(SparsePreferenceLoss, *logps, *ones, beta=0.7, lam=0.0)
+        close(found, each(DPOLoss, *sums, beta=0.7))
+    zero = 0 * mc, 0 * mr
+    close(SparsePreferenceLoss()(*logps, *zero), torch.tensor(math.log(2), dtype=F64))
+    *of_logps, of_mask, _ = gradients(SparsePreferenceLoss(reduction="sum"), *logps, *zero)
+    assert all((g == 0).all() for g in of_logps)
+    close(of_mask, 0.01 - 0.05 * (logps[0] - logps[2]))
+
+
+@pytest.mark.parametrize("wrong", [NAN, -INF])
+def test_tokens_of_mask_0_may_hold_anything(wrong):
+    *logps, mc, mr = tokens()
+    mc[:, 1] = mr[0, 2] = 0.0
+    expected = SparsePreferenceLoss()(*logps, mc, mr)
+    logps[0][:, 1] = logps[1][0, 2] = logps[3][0, 2] = wrong
+    assert torch.isclose(SparsePreferenceLoss()(*logps, mc, mr), expected)
+    for g in gradients(SparsePreferenceLoss(), *logps, mc, mr):
+        assert g.isfinite().all()
+    logps[0][0, 0] = NAN
+    assert SparsePreferenceLoss()(*logps, mc, mr).isnan()
+    kept = torch.arange(N) > 0
+    mc[0] = 5.0
+    few = SparsePreferenceLoss()(*logps, mc, mr, weight=kept)
+    close(few, SparsePreferenceLoss()(*(x[1:] for x in (*logps, mc, mr))))
 
 
 # Claims about the policy's two.

@@ -94,13 +94,14 @@ from lossary.preference import (
     RDPOLengthLoss,
     RobustDPOLoss,
     RPOLoss,
+    SparsePreferenceLoss,
     SPPOLoss,
     SRPOLoss,
     WPOWeighting,
 )
 from lossary.reference_free import CPOLoss, LogicPreferenceLoss, ORPOLoss, SimPOLoss
 from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
-from lossary.segments import CPLLoss
+from lossary.segments import CPLLoss, pairs_from_scores
 from lossary.sequences import (
     SequenceNLLLoss,
     ld_sequence_logps,
@@ -205,6 +206,7 @@ __all__ = [
     "ShardedLogits",
     "SimPOLoss",
     "SmoothAdversarialCompSumLoss",
+    "SparsePreferenceLoss",
     "SphericalSoftmaxLoss",
     "StableMaxCrossEntropyLoss",
     "SymmetricConsistencyLoss",
@@ -234,6 +236,7 @@ __all__ = [
     "logistic_regret_bound",
     "lognormal_index_probabilities",
     "minibatch_ot_coupling",
+    "pairs_from_scores",
     "perp_grad",
     "perp_grad_",
     "prior_bias_init",

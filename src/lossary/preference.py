@@ -55,8 +55,16 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lossary._base import LossOptions, _upcast
-from lossary._checks import check_choice, check_floating, check_like, check_number, check_positive
+from lossary._base import Loss, LossOptions, _check_weight, _upcast
+from lossary._checks import (
+    check_choice,
+    check_device,
+    check_floating,
+    check_like,
+    check_number,
+    check_positive,
+    check_weight_type,
+)
 from lossary._numerics import softplus
 from lossary._pairwise import (
     LOGPS,
@@ -1725,6 +1733,153 @@ class SRPOLoss(PairwisePreferenceLoss):
             counterexamples={"upper": down, "lipschitz": down},
             unknown=unknown,
             source="Choi et al. 2024",
+        )
+
+
+class SparsePreferenceLoss(Loss):
+    r"""DPO of the tokens that a mask keeps, with a price for every token that it keeps.
+
+    .. math:: \ell = -\log \sigma(z) + \lambda \sum_t (m_{w,t} + m_{l,t}), \qquad
+              z = \beta \Bigl(\sum_t m_{w,t} \, \rho_{w,t} - \sum_t m_{l,t} \, \rho_{l,t}\Bigr)
+
+    with rho_t the log-ratio of policy and reference at token t, and m_t in [0, 1] its share. Two
+    answers that have most tokens in common pull at the same parameters, and the likelihoods of both
+    fall together (gradient entanglement). Masks that keep the few tokens that tell them apart undo
+    that; where a model makes the masks, they are learnt with the policy.
+
+    Args:
+        beta: beta > 0, finite. Default 0.1.
+        lam: lambda >= 0, finite: the price of a token. Default 0.01, which is a choice of this
+            library.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        policy_chosen_token_logps, reference_chosen_token_logps, chosen_mask (N, T):
+        log-probabilities of tokens, of :func:`lossary.token_logps`, neither summed nor averaged,
+        and the masks in [0, 1], floating point or bool; policy_rejected_token_logps,
+        reference_rejected_token_logps, rejected_mask (N, S). Padding has mask 0. label_smoothing
+        (N,), floating point, in [0, 1], or ``None`` for 0: see
+        :class:`lossary.PairwisePreferenceLoss`. Values (N,).
+
+    Properties:
+        Convex in all log-probabilities together and, at given log-probabilities, in the masks, but
+        not in both; infinitely smooth, l > 0, unbounded above. The gradient in the chosen answer's
+        log-probabilities is -beta sigma(-z) m_w, and in its mask -beta sigma(-z) rho_w + lambda: a
+        token is kept where it tells more than it costs. Gradient flows to the masks.
+
+    Limits:
+        All masks 1, lam = 0: :class:`DPOLoss` of the sums. All masks 0: log 2, with a gradient in
+        the masks alone.
+
+    Note:
+        The norm is a sum over tokens, so that long answers cost more. A token of mask 0 with an
+        infinite or undefined log-ratio is not there; with a finite one, its mask still has a
+        gradient.
+
+    Raises:
+        ValueError: ``beta`` not positive and finite, ``lam`` negative or infinite; shapes that do
+            not fit; masks or ``label_smoothing`` outside [0, 1] (on CPU tensors, where looking
+            costs nothing).
+        TypeError: hyper-parameters not numbers; log-probabilities not floating point; masks neither
+            floating point nor bool.
+
+    Reference:
+        Yuan, Zeng, Wu, Wang, Wang, Leqi, "A Common Pitfall of Margin-based Language Model
+        Alignment: Gradient Entanglement", 2024. The sparse loss is named in its summaries; formula
+        and authors are RECALLED, and how the masks are made is UNVERIFIED: the authors' repository
+        does not contain it.
+
+    Example:
+        >>> import torch
+        >>> from lossary import SparsePreferenceLoss
+        >>> chosen, rejected = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.0, -4.0, 0.0]])
+        >>> reference = torch.tensor([[-1.5, -3.0]]), torch.tensor([[-1.5, -3.0, 0.0]])
+        >>> masks = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+        >>> SparsePreferenceLoss()(chosen, rejected, *reference, *masks)
+        tensor(0.6181)
+    """
+
+    def __init__(
+        self, beta: float = 0.1, lam: float = 0.01, **options: Unpack[LossOptions]
+    ) -> None:
+        super().__init__(**options)
+        self.beta = check_positive("beta", beta)
+        self.lam = check_number("lam", lam, 0.0, math.inf, high_open=True)
+
+    def per_sample(
+        self,
+        policy_chosen_token_logps: Tensor,
+        policy_rejected_token_logps: Tensor,
+        reference_chosen_token_logps: Tensor,
+        reference_rejected_token_logps: Tensor,
+        chosen_mask: Tensor,
+        rejected_mask: Tensor,
+        label_smoothing: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of every pair, unreduced."""
+        chosen, kept = self._kept(
+            policy_chosen_token_logps, reference_chosen_token_logps, chosen_mask
+        )
+        rejected, kept_too = self._kept(
+            policy_rejected_token_logps, reference_rejected_token_logps, rejected_mask
+        )
+        z = self.beta * (chosen - rejected)
+        eps = 0.0 if label_smoothing is None else label_smoothing.detach().to(z.dtype)
+        values = logistic(z, eps)
+        return values + self.lam * (kept + kept_too) if self.lam else values
+
+    @staticmethod
+    def _kept(policy: Tensor, reference: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-ratios of an answer's tokens that are kept, summed, and how many are."""
+        ratio = policy - reference
+        mask = mask.to(ratio.dtype)
+        ratio = ratio.masked_fill((mask == 0.0) & ~ratio.isfinite(), 0.0)
+        return (mask * ratio).sum(1), mask.sum(1)
+
+    def _evaluate(
+        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
+    ) -> Tensor:
+        *tokens, eps = inputs
+        names = [name.replace("_logps", "_token_logps") for name in LOGPS]
+        names += ["chosen_mask", "rejected_mask"]
+        first = tokens[0]
+        check_floating(names[0], first)
+        if first.dim() != 2:
+            raise ValueError(f"{names[0]}: expected shape (N, T), got {tuple(first.shape)}")
+        check_floating(names[1], tokens[1])
+        if tokens[1].dim() != 2 or len(tokens[1]) != len(first):
+            shape = tuple(tokens[1].shape)
+            raise ValueError(f"{names[1]}: expected shape ({len(first)}, S), got {shape}")
+        check_device(names[1], tokens[1], first)
+        if weight is not None:
+            check_weight_type("weight", weight)
+            _check_weight(weight, first.shape[:1], first)
+        for i in range(2, 6):
+            name, x = names[i], tokens[i]
+            (check_floating if i < 4 else check_weight_type)(name, x)
+            check_like(name, x, names[i % 2], tokens[i % 2])
+            if i >= 4:
+                check_probability(name, x, None if weight is None else weight.unsqueeze(1))
+        if eps is not None:
+            check_floating("label_smoothing", eps)
+            check_like("label_smoothing", eps, "the pairs", first.new_empty(len(first)))
+            check_probability("label_smoothing", eps, weight)
+        return super()._evaluate(inputs, weight, normalizer)
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees."""
+        down = [[-1.0]], *[[[0.0]]] * 3, [[1.0]], [[1.0]]
+        return Properties(
+            convex=True,
+            upper=math.inf,
+            smoothness=math.inf,
+            limits=(("all masks 1, lam = 0", "DPOLoss"),),
+            counterexamples={"upper": down},
+            unknown={
+                "lower": "0, but more at given masks",
+                "lipschitz": "beta times the norm of the masks",
+            },
+            source="Yuan et al. 2024",
         )
 
 
