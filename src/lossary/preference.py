@@ -40,7 +40,9 @@ TRL "aot"                                       AOTLoss(beta)
 TRL "aot_unpaired"; "aot_pair" up to 0.27       AOTLoss(beta, paired=False)
 SimPO, authors                                  SimPOLoss(beta, beta * gamma_beta_ratio), averages
 TRL simpo_gamma                                 SimPOLoss(beta, simpo_gamma), averages
-ORPO in TRL and Liger                           ORPOLoss(beta, "token_mean", average=False)
+ORPO in Liger                                   ORPOLoss(beta, "token_mean", average=False)
+ORPO in TRL                                     ORPOLoss(beta, "none") + SequenceNLLLoss(),
+                                                the latter of prompts and answers
 CPO, the paper                                  CPOLoss(beta)
 TRL CPO                                         CPOLoss(beta, cpo_alpha, nll="token_mean")
 KTO, authors; TRL                               KTOLoss(beta), kl_policy_logps, ...

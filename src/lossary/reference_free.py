@@ -199,10 +199,11 @@ class ORPOLoss(ProbabilityPreferenceLoss):
         with beta 1. That is what sums given in the place of averages come to.
 
     Note:
-        Which code is which: TRL and Liger take averages for the odds, and ``nll="token_mean"``. The
-        logarithm of 1 - p is exact for p near 0 and near 1; the average stops at -1e-6, or -1e-12
-        in float64, where odds would be infinite, and has no gradient beyond. The likelihood term is
-        not smoothed.
+        Which code is which: TRL and Liger take averages for the odds. Liger's likelihood term is
+        ``nll="token_mean"``; TRL's is the mean over all tokens of the prompts and the chosen
+        answers: ``nll="none"`` plus :class:`SequenceNLLLoss` of both. The logarithm of 1 - p is
+        exact for p near 0 and near 1; the average stops at -1e-6, or -1e-12 in float64, where odds
+        would be infinite, and has no gradient beyond. The likelihood term is not smoothed.
 
     Raises:
         ValueError: ``lam`` not positive and finite, unknown ``nll``, ``"token_mean"`` with
