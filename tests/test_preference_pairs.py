@@ -14,6 +14,7 @@ from lossary import (
     AOTLoss,
     APOLoss,
     BCOPairLoss,
+    CPOLoss,
     DiscoPOPLoss,
     DPOLoss,
     DPOPLoss,
@@ -22,7 +23,10 @@ from lossary import (
     IPOLoss,
     NCALoss,
     RDPOLengthLoss,
+    RobustDPOLoss,
+    RPOLoss,
     SequenceNLLLoss,
+    SimPOLoss,
     SparsePreferenceLoss,
     SPPOLoss,
     SRPOLoss,
@@ -426,6 +430,62 @@ def test_srpo_is_zero_where_the_three_brackets_are():
     x[0] = 2.5
     assert SRPOLoss(0.2, 0.5)(*x) == 0
     close(SRPOLoss()(*revised()), srpo(revised(), 0.1, 0.5).mean())
+
+
+# Which are the same.
+
+ZERO = torch.zeros(N, dtype=F64)
+#: Losses that agree in value and gradient, on the same answers: of sums, references, lengths.
+SAME = {
+    "cDPO without smoothing": (DPOLoss(0.7, 0.0), DPOLoss(0.7), ()),
+    "rDPO without flips": (RobustDPOLoss(0.7, 0.0), DPOLoss(0.7), ()),
+    "rDPO without flips, per pair": (RobustDPOLoss(0.7), DPOLoss(0.7), (ZERO,)),
+    "RPO without likelihood": (RPOLoss(0.7, 0.0), DPOLoss(0.7), ()),
+    "DPOP without penalty": (DPOPLoss(0.7, 0.0), DPOLoss(0.7), ()),
+    "alpha-divergence at 1": (DPOLoss(0.7, 0.0, "alpha", 1.0), DPOLoss(0.7), ()),
+    "forward KL": (DPOLoss(0.7, 0.0, "alpha", 0.0), DPOLoss(0.7, 0.0, "forward_kl"), ()),
+    "no label wrong": (DPOLoss(0.7), DPOLoss(0.7), (ZERO,)),
+    "half of all labels wrong": (DPOLoss(0.7), DPOLoss(0.7, 0.5), (ZERO + 0.5,)),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_losses_that_are_the_same(name):
+    loss, other, eps = SAME[name]
+    logps = answers()[:4]
+    further = {"label_smoothing": eps[0]} if eps else {}
+    close(loss(*logps, **further), other(*logps))
+    close(gradients(lambda *x: loss(*x, **further), *logps), gradients(other, *logps))
+
+
+def test_losses_that_are_the_same_without_a_reference():
+    pc, pr, *_, n, m = answers()
+    dpo = DPOLoss(0.7, reference_free=True)
+    pairs = (
+        (SimPOLoss(0.7, 0.0), dpo, (pc / n, pr / m)),
+        (CPOLoss(0.7, 0.0), dpo, (pc, pr)),
+        (CPOLoss(0.7, 0.0, "hinge"), HingePreferenceLoss(0.7), (pc, pr)),
+        (CPOLoss(0.7, 0.0, "ipo"), IPOLoss(0.7), (pc, pr)),
+    )
+    for loss, other, logps in pairs:
+        close(loss(*logps), other(*logps))
+        close(gradients(loss, *logps), gradients(other, *logps))
+    sums = SimPOLoss(0.7, 0.0, average=False)
+    close(sums(pc, pr, n, m), dpo(pc / n, pr / m))
+    close(sums(pc, pr, n, m), DPOLoss(0.7, length_normalize=True)(pc, pr, None, None, n, m))
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.2, 0.5, 0.9])
+def test_cdpo_and_exo_are_the_two_divergences_of_the_same_distributions(eps):
+    z = torch.linspace(-9, 9, 37, dtype=F64)
+    model, label = (torch.stack((p, 1 - p)) for p in (sigmoid(z), torch.full_like(z, 1 - eps)))
+
+    def divergence(p, q):
+        return (p * (p.log() - q.log())).sum(0)
+
+    close(of_z(EXOLoss, z, label_smoothing=eps), divergence(model, label))
+    entropy = -(label * label.log()).sum(0)
+    close(of_z(DPOLoss, z, label_smoothing=eps) - entropy, divergence(label, model))
 
 
 # Masks of tokens.
