@@ -199,6 +199,11 @@ def kept_tokens(n, dtype, generator):
     return *logps, *masks
 
 
+def without_doubt(*claims):
+    """Leave out claims that are made of a loss without label_smoothing per pair."""
+    return dict.fromkeys((f"property:{c}" for c in claims), "declared without label_smoothing")
+
+
 def judged(probabilities):
     """Add that many probabilities to win, of each pair's answers."""
 
@@ -272,10 +277,6 @@ def regression(*shape):
 numbers, vectors, images = regression(), regression(3), regression(2, 3)
 
 #: Where a loss has one value per element.
-#: Per pair, a label that may be wrong changes what is declared without.
-OF_ITS_OWN = dict.fromkeys(
-    ("property:bounds", "property:lipschitz", "property:convex"), "declared without label_smoothing"
-)
 OF_SEVERAL = {"property:lipschitz": "the claim is about one element, the sample has several"}
 
 
@@ -977,7 +978,7 @@ CASES: dict[str, list[Case]] = {
             "doubted",
             lambda: DPOLoss(5.0, length_normalize=True),
             doubted(answers(lengths=2)),
-            OF_ITS_OWN,
+            without_doubt("bounds"),
         ),
         Case("several", DPOLoss, answers(3), OF_SEVERAL),
         Case("sum", lambda: DPOLoss(reduction="sum"), answers()),
@@ -1006,7 +1007,7 @@ CASES: dict[str, list[Case]] = {
     "EXOLoss": [
         Case("default", EXOLoss, answers()),
         *(Case(f"eps={e:g}", lambda e=e: EXOLoss(0.7, e), answers()) for e in (0.2, 0.5, 0.9)),
-        Case("doubted", EXOLoss, doubted(answers()), OF_ITS_OWN),
+        Case("doubted", EXOLoss, doubted(answers()), without_doubt("convex", "bounds")),
     ],
     "NCALoss": [
         Case("default", NCALoss, answers()),
@@ -1025,7 +1026,7 @@ CASES: dict[str, list[Case]] = {
     "APOLoss": [
         Case("default", APOLoss, answers()),
         Case("down", lambda: APOLoss(0.7, "down"), answers()),
-        Case("doubted", APOLoss, doubted(answers()), OF_ITS_OWN),
+        Case("doubted", APOLoss, doubted(answers()), without_doubt("convex")),
     ],
     "AOTLoss": [
         Case("default", AOTLoss, answers(), OF_RANKS),
@@ -1062,7 +1063,7 @@ CASES: dict[str, list[Case]] = {
             "doubted",
             lambda: SimPOLoss(average=False),
             doubted(answers(references=False, lengths=2)),
-            OF_ITS_OWN,
+            without_doubt("bounds"),
         ),
     ],
     "ORPOLoss": [
@@ -1124,7 +1125,7 @@ CASES: dict[str, list[Case]] = {
             "doubted",
             lambda: SparsePreferenceLoss(0.7, 0.0),
             doubted(kept_tokens),
-            OF_MASKS | {"property:bounds": "the stored direction has no label_smoothing"},
+            OF_MASKS | without_doubt("bounds"),
         ),
     ],
     "SRPOLoss": [
@@ -1139,7 +1140,7 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("without", RobustDPOLoss, answers(references=False), WITHOUT_REFERENCE),
         Case("batchmean", lambda: RobustDPOLoss(reduction="batchmean"), answers()),
-        Case("doubted", RobustDPOLoss, doubted(answers()), OF_ITS_OWN),
+        Case("doubted", RobustDPOLoss, doubted(answers()), without_doubt("bounds", "lipschitz")),
     ],
     "RPOLoss": [
         Case("default", RPOLoss, answers()),
