@@ -94,6 +94,7 @@ from lossary import (
     SequenceNLLLoss,
     SimPOLoss,
     SmoothAdversarialCompSumLoss,
+    SparsePreferenceLoss,
     SphericalSoftmaxLoss,
     SPPOLoss,
     SRATLoss,
@@ -835,6 +836,77 @@ def preference(loss: type[Loss], beta: str = "beta", further: tuple[Any, ...] = 
                keywords={"weight": torch.ones(4).long()}, error=TypeError),
         called(loss, "normalizer", "none", ("not used", "got one"), x, x, x, x, *further,
                reduction="none", keywords={"normalizer": 2.0}),
+    )  # fmt: skip
+
+
+def doubts(loss: type[Loss], *inputs: Any, interval: str = "[0, 1]", **options: Any):
+    """What no loss of pairs takes as the probabilities that labels are wrong."""
+    good = torch.full((4,), 0.25)
+    low, high = -0.1, 1.1
+    if interval == "[0, 0.5)":
+        high = 0.5
+    elif interval == "(0, 1)":
+        low, high = 0.0, 1.0
+
+    def row(id: str, says: tuple[str, ...], value: Any, error=ValueError, **further: Any) -> Row:
+        keywords = {"label_smoothing": value, **further}
+        return called(loss, "label_smoothing", f"per_pair_{id}", says, *inputs, error=error,
+                      keywords=keywords, **options)  # fmt: skip
+
+    return (
+        row("number", ("a tensor", "float"), 0.1, TypeError),
+        row("int", ("floating", "int64"), good.long(), TypeError),
+        row("bool", ("floating", "bool"), good > 0, TypeError),
+        row("column", ("policy_chosen_logps", "(4,)", "got (4, 1)"), good[:, None]),
+        row("of_all", ("(4,)", "got ()"), good[0]),
+        row("meta", ("device cpu", "meta"), good.to("meta")),
+        row("below", (interval, f"got {low:g}"), good * 0 + low),
+        row("above", (interval, f"got {high:g}"), good * 0 + high),
+        row("nan", (interval, "got nan"), good * NAN),
+        row("nan_beside_weight_0", (interval, "got nan"), good * NAN,
+            weight=torch.tensor([0, 1.0, 1.0, 1.0])),
+    )  # fmt: skip
+
+
+def sparse() -> tuple[Row, ...]:
+    """What the loss of masked tokens does not take."""
+    chosen, rejected = torch.zeros(4, 3), torch.zeros(4, 2)
+    good = [chosen, rejected, chosen, rejected, chosen + 1.0, rejected > 0]
+    names = [
+        f"{m}_{a}_token_logps" for m in ("policy", "reference") for a in ("chosen", "rejected")
+    ]
+    names += ["chosen_mask", "rejected_mask", "label_smoothing"]
+
+    def row(at: int, id: str, says: tuple[str, ...], value: Any, error=ValueError, **o: Any) -> Row:
+        inputs = [*good, None]
+        inputs[at] = value
+        return called(SparsePreferenceLoss, names[at], id, says, *inputs, error=error, **o)
+
+    weight = {"weight": torch.tensor([0, 1.0, 1.0, 1.0])}
+    return (
+        *not_numbers(SparsePreferenceLoss, "beta"),
+        hyper(SparsePreferenceLoss, "beta", 0.0, "(0, inf)", "0.0"),
+        *at_least_0(SparsePreferenceLoss, "lam"),
+        row(0, "sequences", ("(N, T)", "(4,)"), chosen[:, 0]),
+        row(1, "sequences", ("(4, S)", "(4,)"), chosen[:, 0]),
+        row(1, "short", ("(4, S)", "(3, 2)"), rejected[:3]),
+        row(1, "meta", ("device cpu", "meta"), rejected.to("meta")),
+        row(2, "sequences", (names[0], "(4, 3)", "(4,)"), chosen[:, 0]),
+        row(3, "row", (names[1], "(4, 2)", "(1, 2)"), rejected[:1]),
+        *(row(i, "none", ("a tensor", "NoneType"), None, TypeError) for i in range(6)),
+        *(row(i, "int", ("float", "int64"), good[i].long(), TypeError) for i in range(6)),
+        row(4, "sequences", (names[0], "(4, 3)", "(4,)"), chosen[:, 0]),
+        row(5, "column", (names[1], "(4, 2)", "(4, 1)"), rejected[:, :1]),
+        row(4, "above_1", ("[0, 1]", "1.5"), chosen + 1.5),
+        row(5, "below_0", ("[0, 1]", "-0.5"), rejected - 0.5),
+        row(4, "nan_beside_weight_0", ("[0, 1]", "nan"), chosen * NAN, keywords=weight),
+        row(6, "of_tokens", ("(4,)", "(4, 3)"), chosen),
+        row(6, "int", ("floating", "int64"), TARGET, TypeError),
+        row(6, "above_1", ("[0, 1]", "1.5"), chosen[:, 0] + 1.5),
+        called(SparsePreferenceLoss, "weight", "of_tokens", ("(4,)", "(4, 3)"), *good,
+               keywords={"weight": torch.ones(4, 3)}),
+        called(SparsePreferenceLoss, "weight", "list", ("a tensor", "list"), *good,
+               keywords={"weight": [1.0] * 4}, error=TypeError),
     )  # fmt: skip
 
 
@@ -2145,6 +2217,17 @@ FAMILIES = (
                      DiscoPOPLoss, DPOPLoss)
         for row in preference(loss)
     ),
+    *(
+        row
+        for loss in (DPOLoss, RPOLoss, IPOLoss, HingePreferenceLoss, NCALoss, BCOPairLoss, APOLoss,
+                     DiscoPOPLoss, DPOPLoss, LogicPreferenceLoss)
+        for row in doubts(loss, *[ANSWERS] * 4)
+    ),
+    *doubts(RDPOLengthLoss, *[ANSWERS] * 4, TARGET + 1, TARGET + 1),
+    *doubts(RobustDPOLoss, *[ANSWERS] * 4, interval="[0, 0.5)"),
+    *doubts(EXOLoss, *[ANSWERS] * 4, interval="(0, 1)"),
+    *(row for loss in (SimPOLoss, ORPOLoss, CPOLoss) for row in doubts(loss, ANSWERS, ANSWERS)),
+    *sparse(),
     *at_least_0(HingePreferenceLoss, "margin"),
     *at_least_0(HingePreferenceLoss, "nll_coef"),
     hyper(HingePreferenceLoss, "reference_free", None, "True, False", "None"),

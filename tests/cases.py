@@ -93,6 +93,7 @@ from lossary import (
     SequenceNLLLoss,
     SimPOLoss,
     SmoothAdversarialCompSumLoss,
+    SparsePreferenceLoss,
     SphericalSoftmaxLoss,
     SPPOLoss,
     SRATLoss,
@@ -197,6 +198,28 @@ def answers(*shape, references=True, lengths=0):
         return *logps, *counts
 
     return draw
+
+
+def doubted(inputs):
+    """Add the probability, of each pair, that its label is wrong."""
+
+    def draw(n, dtype, generator):
+        given = inputs(n, dtype, generator)
+        return *given, 0.05 + 0.4 * torch.rand(n, dtype=dtype, generator=generator)
+
+    return draw
+
+
+def kept_tokens(n, dtype, generator):
+    """Draw log-probabilities of the tokens of pairs, and masks."""
+    logps = [torch.randn(n, 3 + i % 2, dtype=dtype, generator=generator) for i in range(4)]
+    masks = [torch.rand(n, 3 + i, dtype=dtype, generator=generator) for i in range(2)]
+    return *logps, *masks
+
+
+def without_doubt(*claims):
+    """Leave out claims that are made of a loss without label_smoothing per pair."""
+    return dict.fromkeys((f"property:{c}" for c in claims), "declared without label_smoothing")
 
 
 def judged(probabilities):
@@ -434,6 +457,7 @@ WITHOUT_JUDGE = dict.fromkeys(
 OFF_THE_SIMPLEX = {"extremes": "mixed actions that are off the simplex are refused"}
 FAR_OFF_GAP = {"property:bounds": "the gap of 67 is farther than what is drawn"}
 #: Of log-probabilities.
+OF_MASKS = {"extremes": "masks outside [0, 1] are refused"}
 ABOVE_0 = {"extremes": "log-probabilities above 0 are refused"}
 FAR_KINK = {"property:smoothness": "the kink is at a log-ratio of 10, farther than what is drawn"}
 OF_RANKS = dict.fromkeys(("weights", "attached_zero"), "values are of ranks: there is no weight")
@@ -1031,6 +1055,12 @@ CASES: dict[str, list[Case]] = {
             lambda: DPOLoss(5.0, 0.1, "js", length_normalize=True),
             answers(lengths=2),
         ),
+        Case(
+            "doubted",
+            lambda: DPOLoss(5.0, length_normalize=True),
+            doubted(answers(lengths=2)),
+            without_doubt("bounds"),
+        ),
         Case("several", DPOLoss, answers(3), OF_SEVERAL),
         Case("sum", lambda: DPOLoss(reduction="sum"), answers()),
         Case("none", lambda: DPOLoss(reduction="none"), answers()),
@@ -1058,6 +1088,7 @@ CASES: dict[str, list[Case]] = {
     "EXOLoss": [
         Case("default", EXOLoss, answers()),
         *(Case(f"eps={e:g}", lambda e=e: EXOLoss(0.7, e), answers()) for e in (0.2, 0.5, 0.9)),
+        Case("doubted", EXOLoss, doubted(answers()), without_doubt("convex", "bounds")),
     ],
     "NCALoss": [
         Case("default", NCALoss, answers()),
@@ -1076,6 +1107,7 @@ CASES: dict[str, list[Case]] = {
     "APOLoss": [
         Case("default", APOLoss, answers()),
         Case("down", lambda: APOLoss(0.7, "down"), answers()),
+        Case("doubted", APOLoss, doubted(answers()), without_doubt("convex")),
     ],
     "AOTLoss": [
         Case("default", AOTLoss, answers(), OF_RANKS),
@@ -1107,6 +1139,12 @@ CASES: dict[str, list[Case]] = {
             "sums",
             lambda: SimPOLoss(label_smoothing=0.2, average=False),
             answers(references=False, lengths=2),
+        ),
+        Case(
+            "doubted",
+            lambda: SimPOLoss(average=False),
+            doubted(answers(references=False, lengths=2)),
+            without_doubt("bounds"),
         ),
     ],
     "ORPOLoss": [
@@ -1140,6 +1178,12 @@ CASES: dict[str, list[Case]] = {
             "sums",
             lambda: LogicPreferenceLoss(None, ("TT",), ("FF", "FT"), 0.7, False),
             unlikely(lengths=2),
+            ABOVE_0,
+        ),
+        Case(
+            "doubted",
+            lambda: LogicPreferenceLoss(average=False),
+            doubted(unlikely(lengths=2)),
             ABOVE_0,
         ),
     ],
@@ -1236,6 +1280,15 @@ CASES: dict[str, list[Case]] = {
             for w in (0.0, 0.3, 5.0)
         ),
     ],
+    "SparsePreferenceLoss": [
+        Case("default", SparsePreferenceLoss, kept_tokens, OF_MASKS),
+        Case(
+            "doubted",
+            lambda: SparsePreferenceLoss(0.7, 0.0),
+            doubted(kept_tokens),
+            OF_MASKS | without_doubt("bounds"),
+        ),
+    ],
     "SRPOLoss": [
         Case("default", SRPOLoss, revised),
         *(Case(f"alpha={a:g}", lambda a=a: SRPOLoss(0.7, a), revised) for a in (0.0, 1.0)),
@@ -1248,6 +1301,7 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("without", RobustDPOLoss, answers(references=False), WITHOUT_REFERENCE),
         Case("batchmean", lambda: RobustDPOLoss(reduction="batchmean"), answers()),
+        Case("doubted", RobustDPOLoss, doubted(answers()), without_doubt("bounds", "lipschitz")),
     ],
     "RPOLoss": [
         Case("default", RPOLoss, answers()),

@@ -618,6 +618,7 @@ NO_CURVE = (
     "SRATLoss",
     "SRPOLoss",
     "SequenceNLLLoss",
+    "SparsePreferenceLoss",
     "SymmetricConsistencyLoss",
     "TCMLoss",
     "TLCLoss",

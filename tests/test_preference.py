@@ -679,7 +679,7 @@ def test_a_loss_of_ones_own_writes_one_method():
     given = dict(zip(names, (pc, pr, rc, rr), strict=True))
     close(Squared(0.3)(**given), expected.mean())
     parameters = list(inspect.signature(Squared.forward).parameters)
-    assert parameters == ["self", *names, "weight", "normalizer"]
+    assert parameters == ["self", *names, "label_smoothing", "weight", "normalizer"]
     assert list(inspect.signature(Squared).parameters) == ["beta", "reference_free", "reduction"]
 
     def inputs(n, dtype, generator):

@@ -14,6 +14,7 @@ from lossary import (
     AOTLoss,
     APOLoss,
     BCOPairLoss,
+    CPOLoss,
     DiscoPOPLoss,
     DPOLoss,
     DPOPLoss,
@@ -22,7 +23,11 @@ from lossary import (
     IPOLoss,
     NCALoss,
     RDPOLengthLoss,
+    RobustDPOLoss,
+    RPOLoss,
     SequenceNLLLoss,
+    SimPOLoss,
+    SparsePreferenceLoss,
     SPPOLoss,
     SRPOLoss,
 )
@@ -425,6 +430,130 @@ def test_srpo_is_zero_where_the_three_brackets_are():
     x[0] = 2.5
     assert SRPOLoss(0.2, 0.5)(*x) == 0
     close(SRPOLoss()(*revised()), srpo(revised(), 0.1, 0.5).mean())
+
+
+# Which are the same.
+
+ZERO = torch.zeros(N, dtype=F64)
+#: Losses that agree in value and gradient, on the same answers: of sums, references, lengths.
+SAME = {
+    "cDPO without smoothing": (DPOLoss(0.7, 0.0), DPOLoss(0.7), ()),
+    "rDPO without flips": (RobustDPOLoss(0.7, 0.0), DPOLoss(0.7), ()),
+    "rDPO without flips, per pair": (RobustDPOLoss(0.7), DPOLoss(0.7), (ZERO,)),
+    "RPO without likelihood": (RPOLoss(0.7, 0.0), DPOLoss(0.7), ()),
+    "DPOP without penalty": (DPOPLoss(0.7, 0.0), DPOLoss(0.7), ()),
+    "alpha-divergence at 1": (DPOLoss(0.7, 0.0, "alpha", 1.0), DPOLoss(0.7), ()),
+    "forward KL": (DPOLoss(0.7, 0.0, "alpha", 0.0), DPOLoss(0.7, 0.0, "forward_kl"), ()),
+    "no label wrong": (DPOLoss(0.7), DPOLoss(0.7), (ZERO,)),
+    "half of all labels wrong": (DPOLoss(0.7), DPOLoss(0.7, 0.5), (ZERO + 0.5,)),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_losses_that_are_the_same(name):
+    loss, other, eps = SAME[name]
+    logps = answers()[:4]
+    further = {"label_smoothing": eps[0]} if eps else {}
+    close(loss(*logps, **further), other(*logps))
+    close(gradients(lambda *x: loss(*x, **further), *logps), gradients(other, *logps))
+
+
+def test_losses_that_are_the_same_without_a_reference():
+    pc, pr, *_, n, m = answers()
+    dpo = DPOLoss(0.7, reference_free=True)
+    pairs = (
+        (SimPOLoss(0.7, 0.0), dpo, (pc / n, pr / m)),
+        (CPOLoss(0.7, 0.0), dpo, (pc, pr)),
+        (CPOLoss(0.7, 0.0, "hinge"), HingePreferenceLoss(0.7), (pc, pr)),
+        (CPOLoss(0.7, 0.0, "ipo"), IPOLoss(0.7), (pc, pr)),
+    )
+    for loss, other, logps in pairs:
+        close(loss(*logps), other(*logps))
+        close(gradients(loss, *logps), gradients(other, *logps))
+    sums = SimPOLoss(0.7, 0.0, average=False)
+    close(sums(pc, pr, n, m), dpo(pc / n, pr / m))
+    close(sums(pc, pr, n, m), DPOLoss(0.7, length_normalize=True)(pc, pr, None, None, n, m))
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.2, 0.5, 0.9])
+def test_cdpo_and_exo_are_the_two_divergences_of_the_same_distributions(eps):
+    z = torch.linspace(-9, 9, 37, dtype=F64)
+    model, label = (torch.stack((p, 1 - p)) for p in (sigmoid(z), torch.full_like(z, 1 - eps)))
+
+    def divergence(p, q):
+        return (p * (p.log() - q.log())).sum(0)
+
+    close(of_z(EXOLoss, z, label_smoothing=eps), divergence(model, label))
+    entropy = -(label * label.log()).sum(0)
+    close(of_z(DPOLoss, z, label_smoothing=eps) - entropy, divergence(label, model))
+
+
+# Masks of tokens.
+
+
+def tokens(seed=0):
+    """Log-probabilities of tokens of pairs, 4 chosen and 5 rejected ones, and masks."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = [torch.randn(N, 4 + i % 2, dtype=F64, generator=generator) for i in range(4)]
+    masks = [torch.rand(N, 4 + i, dtype=F64, generator=generator) for i in range(2)]
+    return *draw, *masks
+
+
+def sparse(pc, pr, rc, rr, mc, mr, beta, lam):
+    z = beta * ((mc * (pc - rc)).sum(1) - (mr * (pr - rr)).sum(1))
+    return -F.logsigmoid(z) + lam * (mc.abs().sum(1) + mr.abs().sum(1))
+
+
+def test_the_loss_of_masked_tokens():
+    x = tokens()
+    close(SparsePreferenceLoss()(*x), sparse(*x, 0.1, 0.01).mean())
+    found = each(SparsePreferenceLoss, *x, beta=0.7, lam=0.2)
+    close(found, sparse(*x, 0.7, 0.2))
+    # The masks have gradients, too.
+    loss = SparsePreferenceLoss(0.7, 0.2, reduction="sum")
+    close(gradients(loss, *x), gradients(lambda *x: sparse(*x, 0.7, 0.2), *x))
+    eps = torch.rand(N, dtype=F64)
+    price = 0.2 * (x[4].sum(1) + x[5].sum(1))
+    other = each(SparsePreferenceLoss, *(x[i] for i in (1, 0, 3, 2, 5, 4)), beta=0.7, lam=0.2)
+    smooth = SparsePreferenceLoss(0.7, 0.2, reduction="none")(*x, eps)
+    close(smooth - price, (1 - eps) * (found - price) + eps * (other - price))
+    half = [y.bfloat16() for y in x]
+    assert SparsePreferenceLoss()(*half).dtype == F32
+    close(
+        SparsePreferenceLoss()(*half).double(),
+        sparse(*(y.double() for y in half), 0.1, 0.01).mean(),
+        rtol=1e-5,
+    )
+
+
+def test_all_tokens_at_no_price_are_dpo_and_none_are_log_2():
+    *logps, mc, mr = tokens()
+    sums = [x.sum(1) for x in logps]
+    for ones in ((torch.ones_like(mc), torch.ones_like(mr)), ((mc >= 0), (mr >= 0))):
+        found = each(SparsePreferenceLoss, *logps, *ones, beta=0.7, lam=0.0)
+        close(found, each(DPOLoss, *sums, beta=0.7))
+    zero = 0 * mc, 0 * mr
+    close(SparsePreferenceLoss()(*logps, *zero), torch.tensor(math.log(2), dtype=F64))
+    *of_logps, of_mask, _ = gradients(SparsePreferenceLoss(reduction="sum"), *logps, *zero)
+    assert all((g == 0).all() for g in of_logps)
+    close(of_mask, 0.01 - 0.05 * (logps[0] - logps[2]))
+
+
+@pytest.mark.parametrize("wrong", [NAN, -INF])
+def test_tokens_of_mask_0_may_hold_anything(wrong):
+    *logps, mc, mr = tokens()
+    mc[:, 1] = mr[0, 2] = 0.0
+    expected = SparsePreferenceLoss()(*logps, mc, mr)
+    logps[0][:, 1] = logps[1][0, 2] = logps[3][0, 2] = wrong
+    assert torch.isclose(SparsePreferenceLoss()(*logps, mc, mr), expected)
+    for g in gradients(SparsePreferenceLoss(), *logps, mc, mr):
+        assert g.isfinite().all()
+    logps[0][0, 0] = NAN
+    assert SparsePreferenceLoss()(*logps, mc, mr).isnan()
+    kept = torch.arange(N) > 0
+    mc[0] = 5.0
+    few = SparsePreferenceLoss()(*logps, mc, mr, weight=kept)
+    close(few, SparsePreferenceLoss()(*(x[1:] for x in (*logps, mc, mr))))
 
 
 # Claims about the policy's two.

@@ -104,7 +104,7 @@ def test_orpo_and_its_likelihood_terms():
     sums = {"lam": 0.7, "average": False}
     close(each(ORPOLoss, pc, pr, n, m, nll="none", **sums), orpo(x, y, 0.7))
     close(each(ORPOLoss, pc, pr, n, m, **sums), orpo(x, y, 0.7) - x)
-    # TRL and Liger: the mean over all chosen tokens.
+    # Liger: the mean over all chosen tokens.
     found = ORPOLoss(0.7, "token_mean", False)(pc, pr, n, m)
     close(found, orpo(x, y, 0.7).mean() + SequenceNLLLoss()(pc, n))
     assert not ORPOLoss(0.7, "token_mean", False).separable

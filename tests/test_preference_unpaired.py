@@ -16,6 +16,7 @@ from lossary import (
     DPOLoss,
     KTOLoss,
     WPOWeighting,
+    pairs_from_scores,
     token_logps,
 )
 from processes import run_processes
@@ -280,6 +281,98 @@ def test_cpl_takes_the_mean_over_all_pairs_and_its_labels_as_constants():
     assert found.dtype == F32
     close(found.double(), cpl(low[0].double(), low[1].double(), torch.ones(N), 0.1, 0.5).mean(),
           1e-5, 1e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize("bias", [0.5, 1.0])
+def test_cpl_of_scores_is_the_mean_over_all_pairs_of_the_batch(bias):
+    logps, *_ = steps()
+    scores = torch.tensor([3.0, -1.0, 0.5, 7.0, 2.0, -INF], dtype=F64)
+    a = 0.1 * logps.sum(1)
+    pairs = [(i, j) for i in range(N) for j in range(N) if scores[i] < scores[j]]
+    assert len(pairs) == N * (N - 1) // 2
+    expected = torch.stack([-F.logsigmoid(a[j] - bias * a[i]) for i, j in pairs]).mean()
+    worse, better, label = pairs_from_scores(scores)
+    assert set(zip(worse.tolist(), better.tolist(), strict=True)) == set(pairs)
+    close(CPLLoss(bias=bias)(logps[worse], logps[better], label), expected)
+    # Each segment is in as many pairs: behaviour cloning is the mean over segments.
+    found = CPLLoss(bias=bias, bc_coef=0.3)(logps[worse], logps[better], label)
+    close(found, expected - 0.3 * logps.mean())
+    # What the authors divide by leaves out pairs that have underflowed.
+    far = torch.tensor([[1e4], [-1e4], [0.0]], dtype=F64)
+    worse, better, label = pairs_from_scores(far[:, 0])
+    values = each(CPLLoss, far[worse], far[better], label, bias=1.0)
+    assert (values == 0).all()
+
+
+def test_ties_of_scores_are_undecided():
+    scores = torch.tensor([1, 0, 1, 1])
+    worse, better, label = pairs_from_scores(scores)
+    assert label.dtype == F32
+    found = {(i, j): y for i, j, y in zip(*(x.tolist() for x in (worse, better, label)),
+                                          strict=True)}  # fmt: skip
+    assert found == {(1, 0): 1.0, (1, 2): 1.0, (1, 3): 1.0, (0, 2): 0.5, (0, 3): 0.5, (2, 3): 0.5}
+    logps = torch.randn(4, 5, dtype=F64)
+    order = torch.tensor([3, 1, 0, 2])
+    other = pairs_from_scores(scores[order])
+    close(
+        CPLLoss()(logps[worse], logps[better], label),
+        CPLLoss()(logps[order][other[0]], logps[order][other[1]], other[2]),
+    )
+    # Losses of a chosen and a rejected answer take ties as labels that are wrong half the time.
+    total = logps.sum(1)
+    found = DPOLoss(0.1)(total[better], total[worse], label_smoothing=1 - label)
+    close(found, CPLLoss(bias=1.0)(logps[worse], logps[better], label))
+
+
+def test_pairs_from_few_scores_and_of_other_dtypes():
+    for n in (0, 1):
+        leaf = torch.zeros(n, 5, requires_grad=True)
+        worse, better, label = pairs_from_scores(torch.zeros(n))
+        loss = CPLLoss()(leaf[worse], leaf[better], label)
+        assert loss == 0
+        assert torch.autograd.grad(loss, leaf)[0].shape == (n, 5)
+    for dtype, out in ((torch.bfloat16, F32), (torch.int64, F32), (F64, F64)):
+        worse, better, label = pairs_from_scores(torch.tensor([2, 1]).to(dtype))
+        assert (worse, better, label) == (1, 0, 1.0)
+        assert label.dtype == out
+        assert worse.dtype == torch.int64
+    assert not pairs_from_scores(torch.randn(3, requires_grad=True))[2].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("scores", "error", "message"),
+    [
+        ([1.0], TypeError, "^scores: expected a tensor, got list"),
+        (torch.tensor([True]), TypeError, "^scores: .*got torch.bool"),
+        (torch.tensor([1j]), TypeError, "^scores: .*got torch.complex64"),
+        (torch.zeros(2, 1), ValueError, r"^scores: .*\(N,\), got \(2, 1\)"),
+        (torch.tensor([0.0, NAN]), ValueError, "^scores: expected no nan, got nan"),
+    ],
+)
+def test_what_pairs_from_scores_refuses(scores, error, message):
+    with pytest.raises(error, match=message):
+        pairs_from_scores(scores)
+
+
+@pytest.mark.wide
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_pairs_from_scores_in_one_graph(fresh_compiler):
+    scores = torch.tensor([3.0, 1.0, 1.0, 2.0])
+    found = torch.compile(pairs_from_scores, fullgraph=True)(scores)
+    for x, y in zip(found, pairs_from_scores(scores), strict=True):
+        assert (x == y).all()
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_a_segment_that_has_become_impossible(label):
+    one, two, *_ = steps()
+    lost = torch.full_like(one, -INF)
+    label = torch.full((N,), label, dtype=F64)
+    segments = (lost, two) if label[0] else (one, lost)
+    found = each(CPLLoss, *segments, label)
+    assert (found == 0).all()
+    assert not any(g.isnan().any() for g in gradients(lambda *x: CPLLoss()(*x, label), *segments))
+    assert (each(CPLLoss, *segments, 1 - label) == INF).all()
 
 
 # WPO.

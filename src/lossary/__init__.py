@@ -100,6 +100,7 @@ from lossary.preference import (
     RDPOLengthLoss,
     RobustDPOLoss,
     RPOLoss,
+    SparsePreferenceLoss,
     SPPOLoss,
     SRPOLoss,
     WPOWeighting,
@@ -114,7 +115,12 @@ from lossary.reward import (
     reward_ensemble,
 )
 from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
-from lossary.segments import CPLLoss, PartialReturnPreferenceLoss, RegretPreferenceLoss
+from lossary.segments import (
+    CPLLoss,
+    PartialReturnPreferenceLoss,
+    RegretPreferenceLoss,
+    pairs_from_scores,
+)
 from lossary.self_play import (
     CREAMLoss,
     DNOLoss,
@@ -249,6 +255,7 @@ __all__ = [
     "ShardedLogits",
     "SimPOLoss",
     "SmoothAdversarialCompSumLoss",
+    "SparsePreferenceLoss",
     "SphericalSoftmaxLoss",
     "StableMaxCrossEntropyLoss",
     "SymmetricConsistencyLoss",
@@ -284,6 +291,7 @@ __all__ = [
     "mcts_label_smoothing",
     "minibatch_ot_coupling",
     "normalized_preference_backward",
+    "pairs_from_scores",
     "perp_grad",
     "perp_grad_",
     "prior_bias_init",

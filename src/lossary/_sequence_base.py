@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -67,13 +68,9 @@ class SequenceLoss(Loss):
             # bfloat16 has no number between 256 and 258.
             raise TypeError(f"{name}: expected integers, float32 or float64, got {lengths.dtype}")
         check_like(name, lengths, first, like)
-        if readable(lengths):
-            wrong = ~((lengths >= 1) & (lengths < math.inf))
-            if weight is not None:
-                wrong &= weight != 0
-            if bool(wrong.any()):
-                found = float(lengths[wrong][0])
-                raise ValueError(f"{name}: expected finite lengths >= 1, got {found:g}")
+        check_range(
+            name, lengths, weight, lambda x: (x >= 1) & (x < math.inf), "finite lengths >= 1"
+        )
 
 
 def per_token(x: Tensor, lengths: Tensor) -> Tensor:
@@ -99,15 +96,25 @@ def present_tokens(mask: Any, shape: torch.Size, like: Tensor, name: str = "mask
     return present
 
 
-def check_probability(name: str, x: Tensor, weight: Tensor | None) -> None:
-    """Raise an error for a number outside [0, 1], where it can be seen and counts."""
+def check_range(
+    name: str,
+    x: Tensor,
+    weight: Tensor | None,
+    inside: Callable[[Tensor], Tensor],
+    expected: str,
+) -> None:
+    """Raise an error for a number that is not inside, where it can be seen and counts."""
     if readable(x):
-        wrong = ~((x >= 0) & (x <= 1))
+        wrong = ~inside(x.detach())
         if weight is not None:
             wrong &= weight != 0
         if bool(wrong.any()):
-            found = float(x.detach()[wrong][0])
-            raise ValueError(f"{name}: expected probabilities in [0, 1], got {found:g}")
+            raise ValueError(f"{name}: expected {expected}, got {float(x.detach()[wrong][0]):g}")
+
+
+def check_probability(name: str, x: Tensor, weight: Tensor | None) -> None:
+    """Raise an error for a number outside [0, 1], where it can be seen and counts."""
+    check_range(name, x, weight, lambda p: (p >= 0) & (p <= 1), "probabilities in [0, 1]")
 
 
 def check_probabilities(name: str, x: Any, first: str, like: Tensor, weight: Tensor | None) -> None:

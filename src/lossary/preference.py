@@ -16,6 +16,9 @@ published code                                  here
 ==============================================  ================================================
 DPO, authors; TRL "sigmoid"                     DPOLoss()
 cDPO, authors; TRL "sigmoid", up to 0.24        DPOLoss(label_smoothing=eps)
+CREAM, consistency C of a pair                  DPOLoss(), label_smoothing=1 - C
+MCTS-DPO, visits N_w and N_l                    DPOLoss(), label_smoothing=min(1 - c, 1/2),
+                                                c = 1/(1 + N_l/max(1, N_w))
 TRL "sigmoid_norm"; open-instruct dpo_norm      DPOLoss(5.0, length_normalize=True)
 TRL "robust"                                    RobustDPOLoss(flip_rate=label_smoothing)
 RPO, authors, chat                              RPOLoss(beta, eta)
@@ -37,7 +40,9 @@ TRL "aot"                                       AOTLoss(beta)
 TRL "aot_unpaired"; "aot_pair" up to 0.27       AOTLoss(beta, paired=False)
 SimPO, authors                                  SimPOLoss(beta, beta * gamma_beta_ratio), averages
 TRL simpo_gamma                                 SimPOLoss(beta, simpo_gamma), averages
-ORPO in TRL and Liger                           ORPOLoss(beta, "token_mean", average=False)
+ORPO in Liger                                   ORPOLoss(beta, "token_mean", average=False)
+ORPO in TRL                                     ORPOLoss(beta, "none") + SequenceNLLLoss(),
+                                                the latter of prompts and answers
 CPO, the paper                                  CPOLoss(beta)
 TRL CPO                                         CPOLoss(beta, cpo_alpha, nll="token_mean")
 KTO, authors; TRL                               KTOLoss(beta), kl_policy_logps, ...
@@ -52,8 +57,16 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lossary._base import LossOptions, _upcast
-from lossary._checks import check_choice, check_floating, check_like, check_number, check_positive
+from lossary._base import Loss, LossOptions, _check_weight, _upcast
+from lossary._checks import (
+    check_choice,
+    check_device,
+    check_floating,
+    check_like,
+    check_number,
+    check_positive,
+    check_weight_type,
+)
 from lossary._numerics import softplus
 from lossary._pairwise import (
     LOGPS,
@@ -61,13 +74,14 @@ from lossary._pairwise import (
     PairwisePreferenceLoss,
     PerTokenPreferenceLoss,
     binary_entropy,
+    counted,
     exponential,
     logistic,
     normalized_logps,
     steepest,
 )
 from lossary._properties import Properties
-from lossary._sequence_base import check_probabilities, present_tokens
+from lossary._sequence_base import check_probabilities, check_probability, present_tokens
 from lossary._state import RunningMean
 
 
@@ -102,11 +116,12 @@ class DPOLoss(PerTokenPreferenceLoss):
         reduction: see :class:`lossary.Loss`.
 
     Shape:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-        reference_rejected_logps (N, ...): SUMS over the tokens of a completion, also with
-        ``length_normalize``; the references both or none. chosen_lengths, rejected_lengths of the
-        same shape, integers, float32 or float64, with ``length_normalize`` only. Values of the
-        same shape.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+        (N, ...): SUMS over the tokens of a completion, also with ``length_normalize``; the
+        references both or none. chosen_lengths, rejected_lengths of the same shape, integers,
+        float32 or float64, with ``length_normalize`` only. label_smoothing of the same shape,
+        floating point, in [0, 1], or ``None`` for the constructor's number: per pair, and a
+        constant. Values of the same shape.
 
     Properties:
         Reverse KL: convex in all log-probabilities together, infinitely smooth; the gradient in the
@@ -189,9 +204,8 @@ class DPOLoss(PerTokenPreferenceLoss):
         self.length_normalize = length_normalize
 
     def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Return the loss of every pair from its two log-ratios, divided by lengths already."""
-        d = self._score(chosen) - self._score(rejected)
-        return logistic(self.beta * d, self.label_smoothing)
+        """Return the loss of every pair from its two log-ratios, without smoothing."""
+        return softplus(-self.beta * (self._score(chosen) - self._score(rejected)))
 
     def _score(self, ratio: Tensor) -> Tensor:
         """Return s(ratio), less a constant that cancels, so that alpha = 1 needs no limit."""
@@ -255,9 +269,10 @@ class RobustDPOLoss(PairwisePreferenceLoss):
         reduction: see :class:`lossary.Loss`.
 
     Shape:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-        reference_rejected_logps (N, ...): SUMS over the tokens of a completion; the references both
-        or none. Values of the same shape.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+        (N, ...): SUMS over the tokens of a completion; the references both or none. label_smoothing
+        of the same shape, floating point, in [0, 1/2), or ``None`` for ``flip_rate``: per pair, and
+        a constant. Values of the same shape.
 
     Properties:
         Convex in all log-probabilities together, infinitely smooth, unbounded above and, for
@@ -278,8 +293,8 @@ class RobustDPOLoss(PairwisePreferenceLoss):
         factor: the same minimiser, gradients smaller by 1 - 2 eps.
 
     Raises:
-        ValueError: ``beta`` not positive, ``flip_rate`` outside [0, 1/2), inputs of different
-            shapes, one reference only.
+        ValueError: ``beta`` not positive, ``flip_rate`` outside [0, 1/2), ``label_smoothing`` out
+            of its range, inputs of different shapes, one reference only.
         TypeError: hyper-parameters not numbers, inputs not floating point.
 
     Reference:
@@ -296,28 +311,34 @@ class RobustDPOLoss(PairwisePreferenceLoss):
         tensor(0.6670)
     """
 
+    _smoothings = ("[0, 0.5)", lambda x: (x >= 0.0) & (x < 0.5))
+
     def __init__(
         self, beta: float = 0.1, flip_rate: float = 0.1, **options: Unpack[LossOptions]
     ) -> None:
         super().__init__(beta, **options)
         self.flip_rate = check_number("flip_rate", flip_rate, 0.0, 0.5, high_open=True)
 
-    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Return the loss of every pair from its two log-ratios."""
-        z = self.beta * (chosen - rejected)
-        # At flip_rate 0 not 0 * inf, for a sequence that has become impossible.
-        return softplus(-z) - self._excess() * z if self.flip_rate else softplus(-z)
+    def smoothed_loss(
+        self, chosen: Tensor, rejected: Tensor, label_smoothing: float | Tensor
+    ) -> Tensor:
+        """Return the loss of every pair from its two log-ratios and its flip rate."""
+        z, eps = self.beta * (chosen - rejected), label_smoothing
+        return softplus(-z) - eps / (1.0 - 2.0 * eps) * counted(z, eps)
 
-    def _excess(self) -> float:
-        return self.flip_rate / (1.0 - 2.0 * self.flip_rate)
+    def _smoothing(self, label_smoothing: Tensor | None, like: Tensor) -> float | Tensor:
+        if label_smoothing is None:
+            return self.flip_rate
+        return super()._smoothing(label_smoothing, like)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
+        excess = self.flip_rate / (1.0 - 2.0 * self.flip_rate)
         return Properties(
             convex=True,
             lower=-math.inf if self.flip_rate else 0.0,
             upper=math.inf,
-            lipschitz=steepest(self.beta, 0.0) * (1.0 + self._excess()),
+            lipschitz=steepest(self.beta, 0.0) * (1.0 + excess),
             smoothness=math.inf,
             minimiser="sigmoid(z) = p, w preferred with probability p and then flipped",
             limits=(("flip_rate = 0", "DPOLoss"),),
@@ -358,10 +379,11 @@ class RPOLoss(PairwisePreferenceLoss):
         reduction: see :class:`lossary.Loss`.
 
     Shape:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-        reference_rejected_logps (N, ...): SUMS over the tokens of a completion, for every ``nll``;
-        the references both or none. chosen_lengths of the same shape, integers, float32 or
-        float64, for the two means only. Values of the same shape.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+        (N, ...): SUMS over the tokens of a completion, for every ``nll``; the references both or
+        none. chosen_lengths of the same shape, integers, float32 or float64, for the two means
+        only. label_smoothing of the same shape, floating point, in [0, 1], or ``None`` for the
+        constructor's number: per pair, and a constant. Values of the same shape.
 
     Properties:
         Convex in all log-probabilities together, infinitely smooth. For eta > 0 unbounded below as
@@ -378,7 +400,7 @@ class RPOLoss(PairwisePreferenceLoss):
 
     Note:
         NVIDIA's "Reward-aware Preference Optimization", also RPO, is another loss. The sum over
-        lengths in ``"token_mean"`` is that of this process.
+        lengths in ``"token_mean"`` is that of this process. The likelihood term is not smoothed.
 
     Raises:
         ValueError: ``beta`` not positive, ``eta`` negative, ``label_smoothing`` outside [0, 1),
@@ -422,28 +444,29 @@ class RPOLoss(PairwisePreferenceLoss):
         self.nll = nll
         self.separable = nll != "token_mean"  # type: ignore[misc]
 
-    def per_sample(
+    def per_sample(  # type: ignore[override]
         self,
         policy_chosen_logps: Tensor,
         policy_rejected_logps: Tensor,
         reference_chosen_logps: Tensor | None = None,
         reference_rejected_logps: Tensor | None = None,
         chosen_lengths: Tensor | None = None,
+        label_smoothing: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of every pair, unreduced."""
-        chosen, rejected = self.log_ratios(
+        values = super().per_sample(
             policy_chosen_logps,
             policy_rejected_logps,
             reference_chosen_logps,
             reference_rejected_logps,
+            label_smoothing,
         )
-        values = self.pair_loss(chosen, rejected)
         # At eta 0 not 0 * inf, for a sequence that has become impossible.
         return values - self._bonus(policy_chosen_logps, chosen_lengths) if self.eta else values
 
     def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Return the DPO term of every pair from its two log-ratios."""
-        return logistic(self.beta * (chosen - rejected), self.label_smoothing)
+        """Return the DPO term of every pair from its two log-ratios, without smoothing."""
+        return softplus(-self.beta * (chosen - rejected))
 
     def _bonus(self, logps: Tensor, lengths: Tensor | None) -> Tensor:
         """Return the likelihood term, of the sign of the log-probabilities."""
@@ -489,18 +512,20 @@ class IPOLoss(PerTokenPreferenceLoss):
         reduction: see :class:`lossary.Loss`.
 
     Shape:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-        reference_rejected_logps (N, ...): SUMS over the tokens of a completion, also with
-        ``length_normalize``; the references both or none. chosen_lengths, rejected_lengths of the
-        same shape, integers, float32 or float64, with ``length_normalize`` only. Values of the
-        same shape.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+        (N, ...): SUMS over the tokens of a completion, also with ``length_normalize``; the
+        references both or none. chosen_lengths, rejected_lengths of the same shape, integers,
+        float32 or float64, with ``length_normalize`` only. label_smoothing of the same shape,
+        floating point, in [0, 1], or ``None`` for 0: see :class:`lossary.PairwisePreferenceLoss`.
+        Values of the same shape.
 
     Properties:
         A parabola: convex in all log-probabilities together, infinitely smooth, l >= 0, unbounded
         above, with an unbounded gradient: 2 (d - 1/(2 tau)) in policy_chosen_logps and its opposite
         in policy_rejected_logps (divided by the lengths where d is). If w is preferred with
         probability p, the mean over both orders is least at d = (p - 1/2)/tau, finite also for p of
-        0 and 1. Unchanged when both log-probabilities of the policy move by the same number,
+        0 and 1; of one pair with label_smoothing eps at d = (1 - 2 eps)/(2 tau), which is that of p
+        = 1 - eps. Unchanged when both log-probabilities of the policy move by the same number,
         without lengths.
 
     Limits:
@@ -515,9 +540,9 @@ class IPOLoss(PerTokenPreferenceLoss):
         tau has to be chosen anew.
 
     Raises:
-        ValueError: ``tau`` not positive and finite; inputs of different shapes, one reference only,
-            lengths below 1 (on CPU tensors, where looking costs nothing; elsewhere they count as
-            1).
+        ValueError: ``tau`` not positive and finite; ``label_smoothing`` out of its range; inputs of
+            different shapes, one reference only, lengths below 1 (on CPU tensors, where looking
+            costs nothing; elsewhere they count as 1).
         TypeError: ``tau`` not a number; inputs not floating point; lengths missing with
             ``length_normalize``, given without, not numbers, or in half precision.
 
@@ -587,9 +612,10 @@ class HingePreferenceLoss(PairwisePreferenceLoss):
         reduction: see :class:`lossary.Loss`.
 
     Shape:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-        reference_rejected_logps (N, ...): SUMS over the tokens of a completion, but averages for
-        RRHF; the references both or none. Values of the same shape.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+        (N, ...): SUMS over the tokens of a completion, but averages for RRHF; the references both
+        or none. label_smoothing of the same shape, floating point, in [0, 1], or ``None`` for 0:
+        see :class:`lossary.PairwisePreferenceLoss`. Values of the same shape.
 
     Properties:
         Convex in all log-probabilities together, with a kink at beta d = m, where the subgradient
@@ -603,11 +629,13 @@ class HingePreferenceLoss(PairwisePreferenceLoss):
         constant m.
 
     Note:
-        The hinge is scaled by beta: the pair stops at d = m/beta, 10 with the defaults.
+        The hinge is scaled by beta: the pair stops at d = m/beta, 10 with the defaults. The
+        likelihood term is not smoothed.
 
     Raises:
         ValueError: ``beta`` not positive and finite, ``margin`` or ``nll_coef`` negative or
-            infinite; inputs of different shapes, one reference only.
+            infinite; ``label_smoothing`` out of its range; inputs of different shapes, one
+            reference only.
         TypeError: hyper-parameters not numbers; inputs not floating point.
 
     Reference:
@@ -644,15 +672,15 @@ class HingePreferenceLoss(PairwisePreferenceLoss):
         policy_rejected_logps: Tensor,
         reference_chosen_logps: Tensor | None = None,
         reference_rejected_logps: Tensor | None = None,
+        label_smoothing: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of every pair, unreduced."""
-        values = self.pair_loss(
-            *self.log_ratios(
-                policy_chosen_logps,
-                policy_rejected_logps,
-                reference_chosen_logps,
-                reference_rejected_logps,
-            )
+        values = super().per_sample(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            reference_chosen_logps,
+            reference_rejected_logps,
+            label_smoothing,
         )
         return values - self.nll_coef * policy_chosen_logps if self.nll_coef else values
 
@@ -693,9 +721,10 @@ class EXOLoss(PairwisePreferenceLoss):
         reduction: see :class:`lossary.Loss`.
 
     Shape:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-        reference_rejected_logps (N, ...): SUMS over the tokens of a completion; the references both
-        or none. Values of the same shape.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+        (N, ...): SUMS over the tokens of a completion; the references both or none. label_smoothing
+        of the same shape, floating point, in (0, 1), or ``None`` for the constructor's number: per
+        pair, and a constant. Values of the same shape.
 
     Properties:
         Not convex; infinitely smooth; 0 <= l < max(-log eps, -log(1 - eps)). l = 0 at
@@ -729,6 +758,8 @@ class EXOLoss(PairwisePreferenceLoss):
         tensor(2.6929)
     """
 
+    _smoothings = ("(0, 1)", lambda x: (x > 0.0) & (x < 1.0))
+
     def __init__(
         self, beta: float = 0.1, label_smoothing: float = 1e-3, **options: Unpack[LossOptions]
     ) -> None:
@@ -737,14 +768,25 @@ class EXOLoss(PairwisePreferenceLoss):
             "label_smoothing", label_smoothing, 0.0, 1.0, low_open=True, high_open=True
         )
 
-    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Return the loss of every pair from its two log-ratios."""
+    def smoothed_loss(
+        self, chosen: Tensor, rejected: Tensor, label_smoothing: float | Tensor
+    ) -> Tensor:
+        """Return the loss of every pair from its two log-ratios and its smoothing."""
         # At infinity 0 * inf; beyond 800 the probabilities are 0 and 1 in any precision.
-        z = (self.beta * (chosen - rejected)).clamp(-800.0, 800.0)
-        eps = self.label_smoothing
-        right = torch.sigmoid(z) * (softplus(-z) + math.log1p(-eps))
-        wrong = torch.sigmoid(-z) * (softplus(z) + math.log(eps))
+        z, eps = (self.beta * (chosen - rejected)).clamp(-800.0, 800.0), label_smoothing
+        logs: tuple[float | Tensor, float | Tensor]
+        if isinstance(eps, Tensor):
+            logs = torch.log1p(-eps), torch.log(eps)
+        else:
+            logs = math.log1p(-eps), math.log(eps)
+        right = torch.sigmoid(z) * (softplus(-z) + logs[0])
+        wrong = torch.sigmoid(-z) * (softplus(z) + logs[1])
         return -right - wrong
+
+    def _without_absent(self, inputs: tuple[Any, ...], weight: Tensor) -> tuple[Any, ...]:
+        *logps, eps = super()._without_absent(inputs, weight)
+        # At a smoothing of 0 the loss is infinite.
+        return *logps, None if eps is None else eps.masked_fill(weight == 0, 0.5)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
@@ -780,9 +822,10 @@ class NCALoss(PairwisePreferenceLoss):
         reduction: see :class:`lossary.Loss`.
 
     Shape:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-        reference_rejected_logps (N, ...): SUMS over the tokens of a completion; the references both
-        or none. Values of the same shape.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+        (N, ...): SUMS over the tokens of a completion; the references both or none. label_smoothing
+        of the same shape, floating point, in [0, 1], or ``None`` for 0: see
+        :class:`lossary.PairwisePreferenceLoss`. Values of the same shape.
 
     Properties:
         Convex in all log-probabilities together, infinitely smooth, unbounded above;
@@ -798,8 +841,8 @@ class NCALoss(PairwisePreferenceLoss):
         With TRL's ``loss_type="nca_pair"`` the numbers are the same at the same beta.
 
     Raises:
-        ValueError: ``beta`` not positive and finite; inputs of different shapes, one reference
-            only.
+        ValueError: ``beta`` not positive and finite; ``label_smoothing`` out of its range; inputs
+            of different shapes, one reference only.
         TypeError: ``beta`` not a number; inputs not floating point.
 
     Reference:
@@ -856,9 +899,11 @@ class BCOPairLoss(PairwisePreferenceLoss, RunningMean):
         reduction: see :class:`lossary.Loss`.
 
     Shape:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-        reference_rejected_logps (N, ...): SUMS over the tokens of a completion; the references both
-        or none. update: ``False`` leaves the running mean as it is. Values of the same shape.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+        (N, ...): SUMS over the tokens of a completion; the references both or none. update:
+        ``False`` leaves the running mean as it is. label_smoothing of the same shape, floating
+        point, in [0, 1], or ``None`` for 0: see :class:`lossary.PairwisePreferenceLoss`. Values of
+        the same shape.
 
     Properties:
         Convex in all log-probabilities together, infinitely smooth, l > 0, unbounded above.
@@ -880,8 +925,8 @@ class BCOPairLoss(PairwisePreferenceLoss, RunningMean):
 
     Raises:
         ValueError: ``beta`` not positive and finite, ``delta`` not finite or another word,
-            ``update`` neither ``True`` nor ``False``; inputs of different shapes, one reference
-            only.
+            ``update`` neither ``True`` nor ``False``; ``label_smoothing`` out of its range; inputs
+            of different shapes, one reference only.
         TypeError: ``beta`` or ``delta`` not numbers; inputs not floating point.
 
     Reference:
@@ -917,23 +962,24 @@ class BCOPairLoss(PairwisePreferenceLoss, RunningMean):
                 "delta", delta, -math.inf, math.inf, low_open=True, high_open=True
             )
 
-    def per_sample(
+    def per_sample(  # type: ignore[override]
         self,
         policy_chosen_logps: Tensor,
         policy_rejected_logps: Tensor,
         reference_chosen_logps: Tensor | None = None,
         reference_rejected_logps: Tensor | None = None,
         update: bool = True,
+        label_smoothing: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of every pair, unreduced."""
         del update
-        ratios = self.log_ratios(
+        return super().per_sample(
             policy_chosen_logps,
             policy_rejected_logps,
             reference_chosen_logps,
             reference_rejected_logps,
+            label_smoothing,
         )
-        return self.pair_loss(*ratios)
 
     def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return the loss of every pair from its two log-ratios."""
@@ -943,7 +989,7 @@ class BCOPairLoss(PairwisePreferenceLoss, RunningMean):
     def _evaluate(
         self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
     ) -> Tensor:
-        *logps, update = inputs
+        *logps, update, _ = inputs
         check_choice("update", update, (True, False))
         if self.delta == "running" and self._updates(update, logps[0]):
             # Before the weight is worked into the inputs: who is not there does not count.
@@ -1000,7 +1046,8 @@ class SPPOLoss(PairwisePreferenceLoss):
     Note:
         Which code is which: ``halve=True`` with win_prob (and lose_prob) is the authors' code;
         ``halve=False`` without is TRL's ``loss_type="sppo_hard"``. The targets are 500 at the
-        default beta, and so the values are of the order of 1e5.
+        default beta, and so the values are of the order of 1e5. There is no label_smoothing:
+        win_prob = 1 - eps has the gradient of the two hard labels, mixed.
 
     Raises:
         ValueError: ``beta`` not positive and finite, ``halve`` not a bool; inputs of different
@@ -1104,9 +1151,10 @@ class APOLoss(PairwisePreferenceLoss):
         reduction: see :class:`lossary.Loss`.
 
     Shape:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-        reference_rejected_logps (N, ...): SUMS over the tokens of a completion; the references both
-        or none. Values of the same shape.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+        (N, ...): SUMS over the tokens of a completion; the references both or none. label_smoothing
+        of the same shape, floating point, in [0, 1], or ``None`` for 0: see
+        :class:`lossary.PairwisePreferenceLoss`. Values of the same shape.
 
     Properties:
         Not convex; infinitely smooth; 0 < l < 2; l = 1 where both log-ratios are 0. The gradient
@@ -1121,8 +1169,8 @@ class APOLoss(PairwisePreferenceLoss):
         TRL's ``loss_type="apo_zero"`` and ``"apo_down"`` give the same numbers.
 
     Raises:
-        ValueError: ``beta`` not positive and finite, unknown ``variant``; inputs of different
-            shapes, one reference only.
+        ValueError: ``beta`` not positive and finite, unknown ``variant``; ``label_smoothing`` out
+            of its range; inputs of different shapes, one reference only.
         TypeError: ``beta`` not a number; inputs not floating point.
 
     Reference:
@@ -1190,9 +1238,9 @@ class AOTLoss(PairwisePreferenceLoss):
             order of u.
 
     Shape:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-        reference_rejected_logps (N,): SUMS over the tokens of a completion; the references both or
-        none. Values (N,), of ranks: there is no ``weight``.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+        (N,): SUMS over the tokens of a completion; the references both or none. Values (N,), of
+        ranks: there is no ``weight``, and no label_smoothing per pair.
 
     Properties:
         Of the batch: not convex, continuous with kinks where the order changes, l >= H(eps), the
@@ -1246,7 +1294,7 @@ class AOTLoss(PairwisePreferenceLoss):
             "label_smoothing", label_smoothing, 0.0, 1.0, high_open=True
         )
 
-    def per_sample(
+    def per_sample(  # type: ignore[override]
         self,
         policy_chosen_logps: Tensor,
         policy_rejected_logps: Tensor,
@@ -1261,18 +1309,18 @@ class AOTLoss(PairwisePreferenceLoss):
                 reference_chosen_logps,
                 reference_rejected_logps,
             )
-            return self.pair_loss(u.sort(stable=True).values, v.sort(stable=True).values)
+            return self._of_ranks(u.sort(stable=True).values, v.sort(stable=True).values)
         u, _ = (_upcast(policy_chosen_logps) - _upcast(policy_rejected_logps)).sort(stable=True)
         if reference_chosen_logps is None:
-            return self.pair_loss(u, torch.zeros_like(u))
+            return self._of_ranks(u, torch.zeros_like(u))
         v, _ = (_upcast(reference_chosen_logps) - _upcast(reference_rejected_logps)).sort(
             stable=True
         )
-        return self.pair_loss(u, v)
+        return self._of_ranks(u, v)
 
-    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+    def _of_ranks(self, u: Tensor, v: Tensor) -> Tensor:
         """Return the loss of every rank from u and v, sorted already."""
-        return logistic(self.beta * (chosen - rejected), self.label_smoothing)
+        return logistic(self.beta * (u - v), self.label_smoothing)
 
     def _check_inputs(self, inputs: dict[str, Any], weight: Tensor | None) -> None:
         super()._check_inputs(inputs, weight)
@@ -1321,9 +1369,10 @@ class DiscoPOPLoss(PairwisePreferenceLoss):
         reduction: see :class:`lossary.Loss`.
 
     Shape:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-        reference_rejected_logps (N, ...): SUMS over the tokens of a completion; the references both
-        or none. Values of the same shape.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+        (N, ...): SUMS over the tokens of a completion; the references both or none. label_smoothing
+        of the same shape, floating point, in [0, 1], or ``None`` for 0: see
+        :class:`lossary.PairwisePreferenceLoss`. Values of the same shape.
 
     Properties:
         Infinitely smooth, l > 0, unbounded above; for small tau not convex and not monotone: for
@@ -1340,8 +1389,8 @@ class DiscoPOPLoss(PairwisePreferenceLoss):
         where TRL's ``loss_type="discopop"`` returns nan.
 
     Raises:
-        ValueError: ``beta`` not positive and finite, ``tau`` outside (0, 1); inputs of different
-            shapes, one reference only.
+        ValueError: ``beta`` not positive and finite, ``tau`` outside (0, 1); ``label_smoothing``
+            out of its range; inputs of different shapes, one reference only.
         TypeError: hyper-parameters not numbers; inputs not floating point.
 
     Reference:
@@ -1405,9 +1454,10 @@ class DPOPLoss(PairwisePreferenceLoss):
         reduction: see :class:`lossary.Loss`.
 
     Shape:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-        reference_rejected_logps (N, ...): SUMS over the tokens of a completion; the references both
-        or none. Values of the same shape.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+        (N, ...): SUMS over the tokens of a completion; the references both or none. label_smoothing
+        of the same shape, floating point, in [0, 1], or ``None`` for 0: see
+        :class:`lossary.PairwisePreferenceLoss`. Values of the same shape.
 
     Properties:
         Convex in all log-probabilities together; a kink where rho_w = 0, for lambda > 0. l > 0,
@@ -1421,8 +1471,8 @@ class DPOPLoss(PairwisePreferenceLoss):
         Without a reference every chosen answer is charged, as its log-probability is below 0.
 
     Raises:
-        ValueError: ``beta`` not positive and finite, ``lam`` negative or infinite; inputs of
-            different shapes, one reference only.
+        ValueError: ``beta`` not positive and finite, ``lam`` negative or infinite;
+            ``label_smoothing`` out of its range; inputs of different shapes, one reference only.
         TypeError: hyper-parameters not numbers; inputs not floating point.
 
     Reference:
@@ -1480,10 +1530,11 @@ class RDPOLengthLoss(PairwisePreferenceLoss):
         reduction: see :class:`lossary.Loss`.
 
     Shape:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-        reference_rejected_logps (N, ...): SUMS over the tokens of a completion. chosen_lengths,
-        rejected_lengths of the same shape, integers, float32 or float64, for every alpha. All six
-        are needed. Values of the same shape.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+        (N, ...): SUMS over the tokens of a completion. chosen_lengths, rejected_lengths of the same
+        shape, integers, float32 or float64, for every alpha. All six are needed. label_smoothing of
+        the same shape, floating point, in [0, 1], or ``None`` for 0: see
+        :class:`lossary.PairwisePreferenceLoss`. Values of the same shape.
 
     Properties:
         Convex in all log-probabilities together, infinitely smooth, l > 0, unbounded above. The
@@ -1500,8 +1551,9 @@ class RDPOLengthLoss(PairwisePreferenceLoss):
         would push towards long answers.
 
     Raises:
-        ValueError: ``beta`` not positive and finite, ``alpha`` negative or infinite; inputs of
-            different shapes, lengths below 1 (on CPU tensors, where looking costs nothing).
+        ValueError: ``beta`` not positive and finite, ``alpha`` negative or infinite;
+            ``label_smoothing`` out of its range; inputs of different shapes, lengths below 1 (on
+            CPU tensors, where looking costs nothing).
         TypeError: hyper-parameters not numbers; inputs missing or not floating point; lengths
             not numbers, or in half precision.
 
@@ -1534,6 +1586,7 @@ class RDPOLengthLoss(PairwisePreferenceLoss):
         reference_rejected_logps: Tensor,
         chosen_lengths: Tensor,
         rejected_lengths: Tensor,
+        label_smoothing: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of every pair, unreduced."""
         chosen, rejected = self.log_ratios(
@@ -1545,7 +1598,8 @@ class RDPOLengthLoss(PairwisePreferenceLoss):
         d = chosen - rejected
         # Each cast before the difference: unsigned integers have none below 0.
         longer = chosen_lengths.to(d.dtype) - rejected_lengths.to(d.dtype)
-        return softplus(-(self.beta * d + self.alpha * longer))
+        # Exchanging the answers exchanges their lengths, too.
+        return logistic(self.beta * d + self.alpha * longer, self._smoothing(label_smoothing, d))
 
     def properties(self) -> Properties:
         """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
@@ -1596,7 +1650,8 @@ class SRPOLoss(PairwisePreferenceLoss):
         alpha = 0: the generative term alone.
 
     Note:
-        Some texts write 1/2 before the improvement term: another alpha.
+        Some texts write 1/2 before the improvement term: another alpha. There is no
+        label_smoothing: exchanged labels would exchange drafts, too.
 
     Raises:
         ValueError: ``beta`` not positive and finite, ``alpha`` outside [0, 1]; inputs of different
@@ -1678,6 +1733,153 @@ class SRPOLoss(PairwisePreferenceLoss):
             counterexamples={"upper": down, "lipschitz": down},
             unknown=unknown,
             source="Choi et al. 2024",
+        )
+
+
+class SparsePreferenceLoss(Loss):
+    r"""DPO of the tokens that a mask keeps, with a price for every token that it keeps.
+
+    .. math:: \ell = -\log \sigma(z) + \lambda \sum_t (m_{w,t} + m_{l,t}), \qquad
+              z = \beta \Bigl(\sum_t m_{w,t} \, \rho_{w,t} - \sum_t m_{l,t} \, \rho_{l,t}\Bigr)
+
+    with rho_t the log-ratio of policy and reference at token t, and m_t in [0, 1] its share. Two
+    answers that have most tokens in common pull at the same parameters, and the likelihoods of both
+    fall together (gradient entanglement). Masks that keep the few tokens that tell them apart undo
+    that; where a model makes the masks, they are learnt with the policy.
+
+    Args:
+        beta: beta > 0, finite. Default 0.1.
+        lam: lambda >= 0, finite: the price of a token. Default 0.01, which is a choice of this
+            library.
+        reduction: see :class:`lossary.Loss`.
+
+    Shape:
+        policy_chosen_token_logps, reference_chosen_token_logps, chosen_mask (N, T):
+        log-probabilities of tokens, of :func:`lossary.token_logps`, neither summed nor averaged,
+        and the masks in [0, 1], floating point or bool; policy_rejected_token_logps,
+        reference_rejected_token_logps, rejected_mask (N, S). Padding has mask 0. label_smoothing
+        (N,), floating point, in [0, 1], or ``None`` for 0: see
+        :class:`lossary.PairwisePreferenceLoss`. Values (N,).
+
+    Properties:
+        Convex in all log-probabilities together and, at given log-probabilities, in the masks, but
+        not in both; infinitely smooth, l > 0, unbounded above. The gradient in the chosen answer's
+        log-probabilities is -beta sigma(-z) m_w, and in its mask -beta sigma(-z) rho_w + lambda: a
+        token is kept where it tells more than it costs. Gradient flows to the masks.
+
+    Limits:
+        All masks 1, lam = 0: :class:`DPOLoss` of the sums. All masks 0: log 2, with a gradient in
+        the masks alone.
+
+    Note:
+        The norm is a sum over tokens, so that long answers cost more. A token of mask 0 with an
+        infinite or undefined log-ratio is not there; with a finite one, its mask still has a
+        gradient.
+
+    Raises:
+        ValueError: ``beta`` not positive and finite, ``lam`` negative or infinite; shapes that do
+            not fit; masks or ``label_smoothing`` outside [0, 1] (on CPU tensors, where looking
+            costs nothing).
+        TypeError: hyper-parameters not numbers; log-probabilities not floating point; masks neither
+            floating point nor bool.
+
+    Reference:
+        Yuan, Zeng, Wu, Wang, Wang, Leqi, "A Common Pitfall of Margin-based Language Model
+        Alignment: Gradient Entanglement", 2024. The sparse loss is named in its summaries; formula
+        and authors are RECALLED, and how the masks are made is UNVERIFIED: the authors' repository
+        does not contain it.
+
+    Example:
+        >>> import torch
+        >>> from lossary import SparsePreferenceLoss
+        >>> chosen, rejected = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.0, -4.0, 0.0]])
+        >>> reference = torch.tensor([[-1.5, -3.0]]), torch.tensor([[-1.5, -3.0, 0.0]])
+        >>> masks = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0, 0.0]])
+        >>> SparsePreferenceLoss()(chosen, rejected, *reference, *masks)
+        tensor(0.6181)
+    """
+
+    def __init__(
+        self, beta: float = 0.1, lam: float = 0.01, **options: Unpack[LossOptions]
+    ) -> None:
+        super().__init__(**options)
+        self.beta = check_positive("beta", beta)
+        self.lam = check_number("lam", lam, 0.0, math.inf, high_open=True)
+
+    def per_sample(
+        self,
+        policy_chosen_token_logps: Tensor,
+        policy_rejected_token_logps: Tensor,
+        reference_chosen_token_logps: Tensor,
+        reference_rejected_token_logps: Tensor,
+        chosen_mask: Tensor,
+        rejected_mask: Tensor,
+        label_smoothing: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss of every pair, unreduced."""
+        chosen, kept = self._kept(
+            policy_chosen_token_logps, reference_chosen_token_logps, chosen_mask
+        )
+        rejected, kept_too = self._kept(
+            policy_rejected_token_logps, reference_rejected_token_logps, rejected_mask
+        )
+        z = self.beta * (chosen - rejected)
+        eps = 0.0 if label_smoothing is None else label_smoothing.detach().to(z.dtype)
+        values = logistic(z, eps)
+        return values + self.lam * (kept + kept_too) if self.lam else values
+
+    @staticmethod
+    def _kept(policy: Tensor, reference: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-ratios of an answer's tokens that are kept, summed, and how many are."""
+        ratio = policy - reference
+        mask = mask.to(ratio.dtype)
+        ratio = ratio.masked_fill((mask == 0.0) & ~ratio.isfinite(), 0.0)
+        return (mask * ratio).sum(1), mask.sum(1)
+
+    def _evaluate(
+        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
+    ) -> Tensor:
+        *tokens, eps = inputs
+        names = [name.replace("_logps", "_token_logps") for name in LOGPS]
+        names += ["chosen_mask", "rejected_mask"]
+        first = tokens[0]
+        check_floating(names[0], first)
+        if first.dim() != 2:
+            raise ValueError(f"{names[0]}: expected shape (N, T), got {tuple(first.shape)}")
+        check_floating(names[1], tokens[1])
+        if tokens[1].dim() != 2 or len(tokens[1]) != len(first):
+            shape = tuple(tokens[1].shape)
+            raise ValueError(f"{names[1]}: expected shape ({len(first)}, S), got {shape}")
+        check_device(names[1], tokens[1], first)
+        if weight is not None:
+            check_weight_type("weight", weight)
+            _check_weight(weight, first.shape[:1], first)
+        for i in range(2, 6):
+            name, x = names[i], tokens[i]
+            (check_floating if i < 4 else check_weight_type)(name, x)
+            check_like(name, x, names[i % 2], tokens[i % 2])
+            if i >= 4:
+                check_probability(name, x, None if weight is None else weight.unsqueeze(1))
+        if eps is not None:
+            check_floating("label_smoothing", eps)
+            check_like("label_smoothing", eps, "the pairs", first.new_empty(len(first)))
+            check_probability("label_smoothing", eps, weight)
+        return super()._evaluate(inputs, weight, normalizer)
+
+    def properties(self) -> Properties:
+        """Return what this instance guarantees."""
+        down = [[-1.0]], *[[[0.0]]] * 3, [[1.0]], [[1.0]]
+        return Properties(
+            convex=True,
+            upper=math.inf,
+            smoothness=math.inf,
+            limits=(("all masks 1, lam = 0", "DPOLoss"),),
+            counterexamples={"upper": down},
+            unknown={
+                "lower": "0, but more at given masks",
+                "lipschitz": "beta times the norm of the masks",
+            },
+            source="Yuan et al. 2024",
         )
 
 

@@ -63,8 +63,9 @@ class SimPOLoss(AveragePreferenceLoss):
     Shape:
         policy_chosen_logps, policy_rejected_logps (N, ...): AVERAGES over the tokens of a
         completion, as of ``sequence_logps(..., average=True)``; with ``average=False`` SUMS, and
-        chosen_lengths, rejected_lengths of the same shape, integers, float32 or float64. Values of
-        the same shape.
+        chosen_lengths, rejected_lengths of the same shape, integers, float32 or float64.
+        label_smoothing of the same shape, floating point, in [0, 1], or ``None`` for the
+        constructor's number: per pair, and a constant. Values of the same shape.
 
     Properties:
         alpha = 0: convex in both together, infinitely smooth, l >= H(eps), the binary entropy,
@@ -77,9 +78,11 @@ class SimPOLoss(AveragePreferenceLoss):
         averages.
 
     Note:
-        Which code is which: the authors' ``gamma_beta_ratio`` is gamma/beta, 0.25 by default;
-        TRL's ``simpo_gamma`` is gamma. From expm1, so that small alpha lose nothing; the exponent
-        stops at 80, or 700 in float64, as in :class:`DPOLoss`.
+        Which code is which: the authors' ``gamma_beta_ratio`` is gamma/beta, 0.25 by default; TRL's
+        ``simpo_gamma`` is gamma. From expm1, so that small alpha lose nothing; the exponent stops
+        at 80, or 700 in float64, as in :class:`DPOLoss`. Smoothing turns the sign of m, margin
+        included, as in the authors' code: for gamma other than 0 that is not the loss of the
+        exchanged pair.
 
     Raises:
         ValueError: ``beta`` not positive and finite, ``gamma`` or ``alpha`` not finite,
@@ -123,10 +126,13 @@ class SimPOLoss(AveragePreferenceLoss):
         )
         self._set_average(average)
 
-    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Return the loss of every pair from its two averages."""
+    def smoothed_loss(
+        self, chosen: Tensor, rejected: Tensor, label_smoothing: float | Tensor
+    ) -> Tensor:
+        """Return the loss of every pair from its two averages and its smoothing."""
         r = exponential(chosen, -self.alpha) - exponential(rejected, -self.alpha)
-        return logistic(self.beta * r - self.gamma, self.label_smoothing)
+        # Not that of the exchanged pair, whose margin would be asked for the other way round.
+        return logistic(self.beta * r - self.gamma, label_smoothing)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
@@ -178,8 +184,9 @@ class ORPOLoss(ProbabilityPreferenceLoss):
     Shape:
         policy_chosen_logps, policy_rejected_logps (N, ...), <= 0: AVERAGES over the tokens of a
         completion, as of ``sequence_logps(..., average=True)``; with ``average=False`` SUMS, and
-        chosen_lengths, rejected_lengths of the same shape, integers, float32 or float64. Values of
-        the same shape.
+        chosen_lengths, rejected_lengths of the same shape, integers, float32 or float64.
+        label_smoothing of the same shape, floating point, in [0, 1], or ``None`` for 0: see
+        :class:`lossary.PairwisePreferenceLoss`. Values of the same shape.
 
     Properties:
         l > 0, unbounded above, infinitely smooth below 0. Not convex: in the chosen average it is
@@ -192,15 +199,17 @@ class ORPOLoss(ProbabilityPreferenceLoss):
         with beta 1. That is what sums given in the place of averages come to.
 
     Note:
-        Which code is which: TRL and Liger take averages for the odds, and ``nll="token_mean"``. The
-        logarithm of 1 - p is exact for p near 0 and near 1; the average stops at -1e-6, or -1e-12
-        in float64, where odds would be infinite, and has no gradient beyond.
+        Which code is which: TRL and Liger take averages for the odds. Liger's likelihood term is
+        ``nll="token_mean"``; TRL's is the mean over all tokens of the prompts and the chosen
+        answers: ``nll="none"`` plus :class:`SequenceNLLLoss` of both. The logarithm of 1 - p is
+        exact for p near 0 and near 1; the average stops at -1e-6, or -1e-12 in float64, where odds
+        would be infinite, and has no gradient beyond. The likelihood term is not smoothed.
 
     Raises:
         ValueError: ``lam`` not positive and finite, unknown ``nll``, ``"token_mean"`` with
-            ``average=True``, ``average`` not a bool; inputs of different shapes,
-            log-probabilities above 0 or lengths below 1 (on CPU tensors, where looking costs
-            nothing).
+            ``average=True``, ``average`` not a bool; ``label_smoothing`` out of its range; inputs
+            of different shapes, log-probabilities above 0 or lengths below 1 (on CPU tensors, where
+            looking costs nothing).
         TypeError: ``lam`` not a number; inputs not floating point; lengths missing with
             ``average=False``, given without, not numbers, or in half precision.
 
@@ -239,16 +248,19 @@ class ORPOLoss(ProbabilityPreferenceLoss):
         policy_rejected_logps: Tensor,
         chosen_lengths: Tensor | None = None,
         rejected_lengths: Tensor | None = None,
+        label_smoothing: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of every pair, unreduced."""
-        chosen, rejected = self.log_ratios(policy_chosen_logps, policy_rejected_logps)
-        likelihood = chosen
-        if chosen_lengths is not None and rejected_lengths is not None:
-            likelihood = normalized_logps(chosen, chosen_lengths, self.nll)
-            chosen = per_token(chosen, chosen_lengths)
-            rejected = per_token(rejected, rejected_lengths)
-        values = self.pair_loss(chosen, rejected)
-        return values if self.nll == "none" else values - likelihood
+        values = super().per_sample(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            chosen_lengths,
+            rejected_lengths,
+            label_smoothing,
+        )
+        if self.nll == "none":
+            return values
+        return values - normalized_logps(_upcast(policy_chosen_logps), chosen_lengths, self.nll)
 
     def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return the odds-ratio term of every pair from its two averages."""
@@ -299,7 +311,9 @@ class CPOLoss(PairwisePreferenceLoss):
     Shape:
         policy_chosen_logps, policy_rejected_logps (N, ...): SUMS over the tokens of a completion,
         for every ``nll``. chosen_lengths of the same shape, integers, float32 or float64, for the
-        two means only. Values of the same shape.
+        two means only. label_smoothing of the same shape, floating point, in [0, 1], for every
+        ``loss_type``, or ``None`` for the constructor's number: per pair, and a constant. Values of
+        the same shape.
 
     Properties:
         Convex in both log-probabilities together; infinitely smooth, with a kink for ``"hinge"``.
@@ -315,7 +329,7 @@ class CPOLoss(PairwisePreferenceLoss):
         Which code is which: the paper's likelihood term is ``"sum"``, TRL's ``"token_mean"``. For
         ``loss_type="ipo"`` TRL averages the log-probabilities: give averages in the place of the
         sums. There is no reference to give: ``DPOLoss(reference_free=True)`` has the same first
-        term.
+        term. The likelihood term is not smoothed.
 
     Raises:
         ValueError: ``beta`` not positive and finite, ``bc_coef`` negative or infinite, unknown
@@ -369,23 +383,24 @@ class CPOLoss(PairwisePreferenceLoss):
         policy_chosen_logps: Tensor,
         policy_rejected_logps: Tensor,
         chosen_lengths: Tensor | None = None,
+        label_smoothing: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of every pair, unreduced."""
         chosen, rejected = self.log_ratios(policy_chosen_logps, policy_rejected_logps)
-        values = self.pair_loss(chosen, rejected)
+        values = self.smoothed_loss(chosen, rejected, self._smoothing(label_smoothing, chosen))
         # At 0 not 0 * inf, for a sequence that has become impossible.
         if self.bc_coef == 0.0:
             return values
         return values - self.bc_coef * normalized_logps(chosen, chosen_lengths, self.nll)
 
     def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Return the contrastive term of every pair from its two log-probabilities."""
+        """Return the contrastive term of every pair, without smoothing."""
         d = chosen - rejected
         if self.loss_type == "hinge":
             return torch.relu(1.0 - self.beta * d)
         if self.loss_type == "ipo":
             return (d - 0.5 / self.beta).square()
-        return logistic(self.beta * d, self.label_smoothing)
+        return softplus(-self.beta * d)
 
     def _lengths_needed(self) -> tuple[bool, str]:
         return self.nll != "sum", f"nll={self.nll!r}"
@@ -446,10 +461,11 @@ class LogicPreferenceLoss(ProbabilityPreferenceLoss):
         reduction: see :class:`lossary.Loss`.
 
     Shape:
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps,
-        reference_rejected_logps (N, ...), <= 0: AVERAGES over the tokens of a completion; with
-        ``average=False`` SUMS, and chosen_lengths, rejected_lengths of the same shape, integers,
-        float32 or float64. The references both or none. Values of the same shape.
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+        (N, ...), <= 0: AVERAGES over the tokens of a completion; with ``average=False`` SUMS, and
+        chosen_lengths, rejected_lengths of the same shape, integers, float32 or float64. The
+        references both or none. label_smoothing of the same shape, floating point, in [0, 1], or
+        ``None`` for 0: see :class:`lossary.PairwisePreferenceLoss`. Values of the same shape.
 
     Properties:
         l > 0, infinitely smooth below 0. Fewer rows that fail, or more that hold, lower the loss
@@ -467,9 +483,9 @@ class LogicPreferenceLoss(ProbabilityPreferenceLoss):
 
     Raises:
         ValueError: unknown ``name`` or rows, rows beside a name, none without; ``beta`` not
-            positive and finite, ``average`` not a bool; inputs of different shapes, one reference
-            only, log-probabilities above 0 or lengths below 1 (on CPU tensors, where looking costs
-            nothing).
+            positive and finite, ``average`` not a bool; ``label_smoothing`` out of its range;
+            inputs of different shapes, one reference only, log-probabilities above 0 or lengths
+            below 1 (on CPU tensors, where looking costs nothing).
         TypeError: ``beta`` not a number; inputs not floating point; lengths missing with
             ``average=False``, given without, not numbers, or in half precision.
 
@@ -519,20 +535,20 @@ class LogicPreferenceLoss(ProbabilityPreferenceLoss):
         reference_rejected_logps: Tensor | None = None,
         chosen_lengths: Tensor | None = None,
         rejected_lengths: Tensor | None = None,
+        label_smoothing: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of every pair, unreduced."""
+        chosen = _rows(policy_chosen_logps, reference_chosen_logps)
+        rejected = _rows(policy_rejected_logps, reference_rejected_logps)
+        if chosen_lengths is not None and rejected_lengths is not None:
+            chosen = per_token(chosen, chosen_lengths)
+            rejected = per_token(rejected, rejected_lengths)
+        return self.smoothed_loss(chosen, rejected, self._smoothing(label_smoothing, chosen))
 
-        def ratio(chosen: Tensor, rejected: Tensor) -> Tensor:
-            chosen, rejected = _upcast(chosen), _upcast(rejected)
-            if chosen_lengths is not None and rejected_lengths is not None:
-                chosen = per_token(chosen, chosen_lengths)
-                rejected = per_token(rejected, rejected_lengths)
-            return self._log_odds(chosen, rejected)
-
-        rho = ratio(policy_chosen_logps, policy_rejected_logps)
-        if reference_chosen_logps is not None and reference_rejected_logps is not None:
-            rho = rho - ratio(reference_chosen_logps, reference_rejected_logps)
-        return softplus(-self.beta * rho)
+    def pair_loss(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Return the loss of every pair, from the policy's row and, if any, the reference's."""
+        odds = self._log_odds(chosen, rejected)
+        return softplus(-self.beta * (odds[0] - odds[1] if len(odds) == 2 else odds[0]))
 
     def _log_odds(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return the logarithm of the numerator's rows over the denominator's."""
@@ -564,3 +580,7 @@ class LogicPreferenceLoss(ProbabilityPreferenceLoss):
             unknown=dict.fromkeys(("convex", "lower", "upper", "lipschitz"), alone),
             source="Richardson, Srikumar, Sabharwal 2024",
         )
+
+
+def _rows(policy: Tensor, reference: Tensor | None) -> Tensor:
+    return torch.stack([_upcast(x) for x in (policy, reference) if x is not None])

@@ -20,11 +20,13 @@ from lossary._checks import (
     check_like,
     check_number,
     check_positive,
+    check_tensor,
     check_weight_type,
 )
 from lossary._numerics import binary_cross_entropy, softplus
+from lossary._pairwise import counted
 from lossary._properties import Properties
-from lossary._sequence_base import check_probability, present_tokens
+from lossary._sequence_base import check_probability, check_range, present_tokens
 
 
 class CPLLoss(Loss):
@@ -67,8 +69,8 @@ class CPLLoss(Loss):
     Note:
         The mean is over all pairs. The authors' code divides by the number of losses that are not
         0, and so leaves out pairs whose loss has underflowed. Their Gaussian policies have
-        -\|a - mu\|^2 for a log-density, without the 1/2. Their form of all pairs of a batch ordered
-        by scores is not here: give the pairs.
+        -\|a - mu\|^2 for a log-density, without the 1/2. Their form for scored segments, all pairs
+        of a batch, is this loss of the pairs that :func:`pairs_from_scores` makes.
 
     Raises:
         ValueError: ``alpha`` not positive and finite, ``bias`` or ``gamma`` outside (0, 1],
@@ -114,7 +116,8 @@ class CPLLoss(Loss):
         """Return the loss of every pair of segments, unreduced."""
         one, two = self._advantage(logps_1, reference_1), self._advantage(logps_2, reference_2)
         y = label.detach()
-        values = y * softplus(self.bias * one - two) + (1.0 - y) * softplus(self.bias * two - one)
+        second = y * softplus(counted(self.bias * one - two, y))
+        values = second + (1.0 - y) * softplus(counted(self.bias * two - one, 1.0 - y))
         if self.bc_coef == 0.0:
             return values
         return values - self.bc_coef * 0.5 * (logps_1.mean(1) + logps_2.mean(1))
@@ -383,3 +386,57 @@ class RegretPreferenceLoss(_ModelOfPreference):
             ("A* = alpha log pi, T = 1", "CPLLoss(alpha, bias=1), of 1 - label"),
         )
         return self._properties(6, limits)
+
+
+def pairs_from_scores(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return all pairs of a batch of scored items, and how surely the second is the better one.
+
+    .. math:: \{(i, j) : s_i \le s_j\}, \qquad y_{ij} = 1 \text{ if } s_i < s_j, \quad
+              \tfrac12 \text{ if } s_i = s_j
+
+    For losses of pairs where what there is are scores or returns of single items: segments, or
+    several answers to one prompt. N items make N (N - 1)/2 pairs, each item in N - 1 of them.
+
+    Args:
+        scores: one number per item, (N,), floating point or integers. Larger is better.
+
+    Returns:
+        Three tensors (N (N - 1)/2,): the indices of the worse and of the better items, and the
+        probability that the second is the better one, in the scores' dtype, or float32 for half
+        precision and integers: 1, or 1/2 for a tie, in which the item that comes first in the batch
+        is the first. Give it to :class:`CPLLoss` as ``label``; to losses of a chosen and a rejected
+        answer, the better and the worse item, give 1 - y as ``label_smoothing``. Fewer than two
+        items make no pair, and a loss of 0.
+
+    Raises:
+        ValueError: ``scores`` not of shape (N,), or nan (on CPU tensors, where looking costs
+            nothing).
+        TypeError: ``scores`` not a tensor of real numbers.
+
+    Reference:
+        Hejna et al., "Contrastive Preference Learning: Learning from Human Feedback without RL",
+        2023: the form of the authors' code for scored segments. That ties are sure there, in the
+        order of a sort, is RECALLED; here they are undecided.
+
+    Example:
+        >>> import torch
+        >>> from lossary import CPLLoss, pairs_from_scores
+        >>> worse, better, label = pairs_from_scores(torch.tensor([2.0, 0.0, 2.0]))
+        >>> worse, better, label
+        (tensor([1, 1, 0]), tensor([0, 2, 2]), tensor([1.0000, 1.0000, 0.5000]))
+        >>> logps = torch.tensor([[-1.0, -2.0], [-3.0, -1.0], [-2.0, -2.5]])
+        >>> CPLLoss()(logps[worse], logps[better], label)
+        tensor(0.7877)
+    """
+    check_tensor("scores", scores)
+    if scores.dtype.is_complex or scores.dtype is torch.bool:
+        raise TypeError(f"scores: expected floating point or integers, got {scores.dtype}")
+    if scores.dim() != 1:
+        raise ValueError(f"scores: expected shape (N,), got {tuple(scores.shape)}")
+    check_range("scores", scores, None, lambda s: s == s, "no nan")
+    order = scores.detach().argsort(stable=True)
+    first, second = torch.triu_indices(len(order), len(order), 1, device=order.device)
+    worse, better = order[first], order[second]
+    tie = scores[worse] == scores[better]
+    dtype = torch.float64 if scores.dtype is torch.float64 else torch.float32
+    return worse, better, torch.where(tie, 0.5, 1.0).to(dtype)
