@@ -10,8 +10,7 @@ from torch import Tensor
 from lossary._base import LossOptions, _upcast
 from lossary._checks import check_choice, check_positive
 from lossary._numerics import expm1, softplus
-from lossary._sequence_base import SequenceLoss, per_token
-from lossary._softmax import readable
+from lossary._sequence_base import SequenceLoss, check_log_probability, per_token
 
 SOURCE_OF_DPO = "Rafailov et al. 2023; Mitchell 2023"
 #: The inputs of every pairwise loss.
@@ -216,13 +215,8 @@ class ProbabilityPreferenceLoss(AveragePreferenceLoss):
     def _check_inputs(self, inputs: dict[str, Any], weight: Tensor | None) -> None:
         super()._check_inputs(inputs, weight)
         for name, x in inputs.items():
-            if name.endswith("logps") and x is not None and readable(x):
-                wrong = ~(x <= 0)
-                if weight is not None:
-                    wrong &= weight != 0
-                if bool(wrong.any()):
-                    found = float(x.detach()[wrong][0])
-                    raise ValueError(f"{name}: expected log-probabilities <= 0, got {found:g}")
+            if name.endswith("logps") and x is not None:
+                check_log_probability(name, x, None if weight is None else weight != 0)
 
     @staticmethod
     def _below_0(x: Tensor) -> Tensor:

@@ -108,3 +108,19 @@ def check_probability(name: str, x: Tensor, weight: Tensor | None) -> None:
         if bool(wrong.any()):
             found = float(x.detach()[wrong][0])
             raise ValueError(f"{name}: expected probabilities in [0, 1], got {found:g}")
+
+
+def check_log_probability(
+    name: str, x: Tensor, counts: Tensor | None = None, rounding: float = 0.0
+) -> None:
+    """Raise an error for a number above 0, by more than rounding, where it can be seen and counts.
+
+    Nan is none either.
+    """
+    if readable(x):
+        wrong = ~(x <= rounding)
+        if counts is not None:
+            wrong &= counts
+        if bool(wrong.any()):
+            found = float(x.detach()[wrong][0])
+            raise ValueError(f"{name}: expected log-probabilities <= 0, got {found:g}")
