@@ -24,6 +24,7 @@ from lossary import (
     BCOPairLoss,
     BrierLoss,
     CauchyLoss,
+    CEULoss,
     CompSumLoss,
     ConsistencyLoss,
     CorrectnessAwareLoss,
@@ -39,9 +40,12 @@ from lossary import (
     EvidentialLoss,
     EXOLoss,
     FeatureSeparationLoss,
+    FLATLoss,
     FocalLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
+    GradAscentLoss,
+    GradDiffLoss,
     GradientSimilarityFocalLoss,
     HingePreferenceLoss,
     IBPRobustCrossEntropyLoss,
@@ -63,6 +67,7 @@ from lossary import (
     NCALoss,
     NormalizedCrossEntropyLoss,
     NormalizedLogisticLoss,
+    NPOLoss,
     NTXentLoss,
     ORPOLoss,
     PolyLoss,
@@ -75,6 +80,7 @@ from lossary import (
     RPOLoss,
     ScaledLogisticLoss,
     SequenceNLLLoss,
+    SimNPOLoss,
     SimPOLoss,
     SmoothAdversarialCompSumLoss,
     SphericalSoftmaxLoss,
@@ -90,6 +96,7 @@ from lossary import (
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
     WestonWatkinsLoss,
+    WGALoss,
     ZLoss,
 )
 
@@ -221,6 +228,23 @@ def segments(references=0):
         return *logps[:2], label, *logps[2:]
 
     return draw
+
+
+def told(*shapes):
+    """Draw log-probabilities of tokens of each shape, and which of them there are."""
+
+    def draw(n, dtype, generator):
+        sizes = [(n, *shape) for shape in shapes]
+        logps = [-torch.rand(size, generator=generator) - 0.125 for size in sizes]
+        masks = [torch.rand(size, generator=generator) < 0.7 for size in sizes]
+        return *(x.to(dtype) for x in logps), *masks
+
+    return draw
+
+
+def kept(*lengths):
+    """Draw log-probabilities of sequences to forget and to keep, and lengths."""
+    return answers(references=False, lengths=sum(lengths))
 
 
 def revised(n, dtype, generator):
@@ -355,6 +379,28 @@ WITHOUT_JUDGE = dict.fromkeys(
 )
 #: Of log-probabilities.
 ABOVE_0 = {"extremes": "log-probabilities above 0 are refused"}
+#: Values that are not what the gradient belongs to.
+WEIGHED = dict.fromkeys(
+    ("gradcheck", "gradgradcheck", "forward_mode"), "the weight carries no gradient"
+)
+OF_TOKENS = dict.fromkeys(
+    ("property:convex", "property:bounds", "property:lipschitz"),
+    "the claim is about one token, the sample has several",
+)
+ENTROPY = dict.fromkeys(("gradcheck", "forward_mode"), "the entropy carries no gradient")
+FLAT_KEYS = (
+    "kl",
+    "js",
+    "pearson",
+    "jeffrey_taylor",
+    "reverse_kl",
+    "hellinger",
+    "neyman",
+    "reverse_kl_official",
+    "hellinger_official",
+    "neyman_official",
+    "tv",
+)
 FAR_KINK = {"property:smoothness": "the kink is at a log-ratio of 10, farther than what is drawn"}
 OF_RANKS = dict.fromkeys(("weights", "attached_zero"), "values are of ranks: there is no weight")
 
@@ -1070,6 +1116,45 @@ CASES: dict[str, list[Case]] = {
     "BCOLoss": [
         Case("default", BCOLoss, thumbs()),
         Case("beta=1", lambda: BCOLoss(1.0, reduction="batchmean"), thumbs()),
+    ],
+    "FLATLoss": [
+        Case("default", FLATLoss, told([3], [4]), ABOVE_0),
+        *(
+            Case(f"{d} {a}", lambda d=d, a=a: FLATLoss(d, a), told([3], [2]), ABOVE_0)
+            for d, a in zip(FLAT_KEYS, ("valid", "all") * 6, strict=False)
+        ),
+    ],
+    "NPOLoss": [
+        Case("default", NPOLoss, regression()),
+        Case("beta=2", lambda: NPOLoss(2.0), regression(2), OF_SEVERAL),
+    ],
+    "SimNPOLoss": [
+        Case("default", SimNPOLoss, numbers_alone),
+        Case("sums", lambda: SimNPOLoss(0.5, -1.0, average=False), completions),
+    ],
+    "GradAscentLoss": [
+        Case("token", GradAscentLoss, completions),
+        Case("sequence", lambda: GradAscentLoss("sequence"), completions),
+        Case("sum", lambda: GradAscentLoss("sum"), numbers_alone),
+    ],
+    "GradDiffLoss": [
+        Case("token", GradDiffLoss, kept(2)),
+        Case("sequence", lambda: GradDiffLoss(0.5, 2.0, "sequence"), kept(2)),
+        Case("sum", lambda: GradDiffLoss(2.0, 0.5, "sum"), kept(0)),
+    ],
+    "WGALoss": [
+        Case("default", WGALoss, told([]), ABOVE_0 | WEIGHED),
+        Case("beta=0", lambda: WGALoss(0.0), told([]), ABOVE_0),
+        Case("tokens", lambda: WGALoss(3.0), told([3]), ABOVE_0 | WEIGHED | OF_TOKENS),
+    ],
+    "CEULoss": [
+        Case("default", CEULoss, labels, ENTROPY),
+        Case("unlikelihood", lambda: CEULoss(False), labels),
+        Case("two classes", CEULoss, two_classes, ENTROPY),
+        Case("pixels", CEULoss, pixels, ENTROPY),
+        Case("tokens", lambda: CEULoss(class_dim=-1), tokens, ENTROPY),
+        Case("probabilities", CEULoss, probabilities, ENTROPY | WEIGHED),
+        Case("class_weight", lambda: CEULoss(class_weight=of_classes()), ignored_labels, ENTROPY),
     ],
     "CPLLoss": [
         Case("default", CPLLoss, segments()),

@@ -583,8 +583,11 @@ NO_CURVE = (
     "DirectCoverageLoss",
     "EarlyTimestepDiffusionLoss",
     "EnsLoss",
+    "FLATLoss",
     "FeatureSeparationLoss",
     "GlobalContrastiveLoss",
+    "GradAscentLoss",
+    "GradDiffLoss",
     "GradientSimilarityFocalLoss",
     "IBPRobustCrossEntropyLoss",
     "IBPTightnessRegularizer",
@@ -594,6 +597,7 @@ NO_CURVE = (
     "LogitZRegularizer",
     "MixupNDCGLoss",
     "MixupRankingLoss",
+    "NPOLoss",
     "NTXentLoss",
     "NormalizedLogisticLoss",
     "ORPOLoss",
@@ -602,10 +606,12 @@ NO_CURVE = (
     "SRATLoss",
     "SRPOLoss",
     "SequenceNLLLoss",
+    "SimNPOLoss",
     "SymmetricConsistencyLoss",
     "TCMLoss",
     "TLCLoss",
     "TwoWayGlobalContrastiveLoss",
+    "WGALoss",
 )
 
 

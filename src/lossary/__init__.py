@@ -121,6 +121,15 @@ from lossary.theory import (
     comp_sum_transform,
     logistic_regret_bound,
 )
+from lossary.unlearning import (
+    CEULoss,
+    FLATLoss,
+    GradAscentLoss,
+    GradDiffLoss,
+    NPOLoss,
+    SimNPOLoss,
+    WGALoss,
+)
 from lossary.unpaired import BCOLoss, KTOLoss
 
 __all__ = [
@@ -138,6 +147,7 @@ __all__ = [
     "BackdoorAdjustment",
     "BalanceScore",
     "BrierLoss",
+    "CEULoss",
     "CPLLoss",
     "CPOLoss",
     "CauchyLoss",
@@ -157,10 +167,13 @@ __all__ = [
     "EvidentialEngagementWeighting",
     "EvidentialLoss",
     "ExpectedCalibrationError",
+    "FLATLoss",
     "FeatureSeparationLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "GlobalContrastiveLoss",
+    "GradAscentLoss",
+    "GradDiffLoss",
     "GradientSimilarityFocalLoss",
     "GuidedLossScaling",
     "HingePreferenceLoss",
@@ -182,6 +195,7 @@ __all__ = [
     "MixupRankingLoss",
     "MulticlassMAELoss",
     "NCALoss",
+    "NPOLoss",
     "NTXentLoss",
     "NormalizedCrossEntropyLoss",
     "NormalizedLogisticLoss",
@@ -203,6 +217,7 @@ __all__ = [
     "ScaledLogisticLoss",
     "SequenceNLLLoss",
     "ShardedLogits",
+    "SimNPOLoss",
     "SimPOLoss",
     "SmoothAdversarialCompSumLoss",
     "SphericalSoftmaxLoss",
@@ -214,6 +229,7 @@ __all__ = [
     "TaylorSoftmaxLoss",
     "TruncatedGCELoss",
     "TwoWayGlobalContrastiveLoss",
+    "WGALoss",
     "WPOWeighting",
     "WestonWatkinsLoss",
     "ZLoss",
