@@ -210,8 +210,8 @@ class FLATLoss(Loss):
         From logits, whose labels are -100 where there is nothing to learn:
 
         >>> from lossary import token_logps
-        >>> logits, labels = torch.ones(2, 4, 5), torch.tensor([[-100, 3, 1, 4], [-100, 2, 0, -100]])
-        >>> logps, mask = token_logps(logits, labels), labels[:, 1:] != -100
+        >>> labels = torch.tensor([[-100, 3, 1, 4], [-100, 2, 0, -100]])
+        >>> logps, mask = token_logps(torch.ones(2, 4, 5), labels), labels[:, 1:] != -100
         >>> FLATLoss()(template, logps, torch.ones(2, 2), mask)
         tensor(-0.0226)
 
@@ -697,9 +697,10 @@ class WGALoss(Loss):
     def per_sample(self, token_logps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the value of every token, unreduced, and which tokens there are."""
         present = mask.bool()
-        weight = torch.exp(self.beta * token_logps.detach().clamp(max=0.0))
+        lowest = torch.finfo(token_logps.dtype).min  # 0 * -inf is nan
+        weight = torch.exp(self.beta * token_logps.detach().clamp(lowest, 0.0))
         # Where the weight is 0, what it weighs may be infinite.
-        there = present & (weight > 0.0) if self.beta else present
+        there = present & (weight > 0.0)
         values = torch.where(there, weight, 0.0) * torch.where(there, token_logps, 0.0)
         return values, present.to(values.dtype)
 
