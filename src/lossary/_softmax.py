@@ -271,7 +271,7 @@ def _per_row(
         f, y, scale = _as_rows(logits, target, class_dim, temperature)
         if isinstance(shift, Tensor):
             shift = shift.expand(target.shape).reshape(y.shape).unsqueeze(1)
-        if not _tiles_pay(f):
+        if not _tiles_pay(f) or _is_wrapped(f) or _is_wrapped(y):
             z, own, j = _prepared(f, y, scale, matrix)
             # A margin shared by the rivals is one off the target, up to a shift of all.
             z = z if shift is None else _with_target(z, j, own - shift)
