@@ -5,10 +5,10 @@ r"""Losses that make a language model forget what it has learnt, and keep the re
           \ell = -\log(1 - p_y) + H
 
 Gradient ascent on the likelihood of what is to be forgotten (:class:`GradAscentLoss`) has no end:
-past a point it only destroys the model. The others stop of their own accord, each in its own way:
-:class:`NPOLoss` and :class:`SimNPOLoss` saturate, :class:`WGALoss` and :class:`CEULoss` lose
-interest in a token that has become unlikely, :class:`FLATLoss` takes no logarithm at all.
-:class:`GradDiffLoss` holds on to data that is to be kept.
+past a point it only destroys the model. :class:`GradDiffLoss` has none either, but holds on to data
+that is to be kept. The others stop of their own accord, each in its own way: :class:`NPOLoss` and
+:class:`SimNPOLoss` saturate, :class:`WGALoss` and :class:`CEULoss` lose interest in a token that
+has become unlikely, :class:`FLATLoss` takes no logarithm at all.
 
 What reproduces which, of the code of open-unlearning and of the authors:
 
@@ -21,7 +21,7 @@ GradDiff, retain_loss_type="KL"                 GradDiffLoss, minus the divergen
 NPO, paper and open-unlearning                  NPOLoss(beta), + SequenceNLLLoss of retained data
 SimNPO, open-unlearning                         SimNPOLoss(beta, delta), likewise
 SimNPO, the paper's gamma                       SimNPOLoss(beta, gamma / beta)
-DPO; TOFU idk with DPO                          2 / beta * DPOLoss(beta), the template as chosen
+DPO, open-unlearning                            2 / beta * DPOLoss(beta), the template as chosen
 CEU                                             CEULoss(class_dim=-1), labels shifted
 WGA                                             WGALoss(beta)
 FLAT, authors                                   FLATLoss(key, "all"), the batch as one sequence
@@ -30,8 +30,8 @@ FLAT, authors                                   FLATLoss(key, "all"), the batch 
 Some papers on unlearning need no loss of their own. SalUn is cross-entropy with random wrong labels
 on what is to be forgotten plus cross-entropy on the rest, in which only those parameters are
 updated whose gradient is large: a mask of parameters. Antidote prunes once. Corrective machine
-unlearning is a benchmark. The refusals of TOFU ("I don't know") are ordinary fine-tuning,
-:class:`SequenceNLLLoss`.
+unlearning is a benchmark. Label-agnostic forgetting works on representations, not on answers. The
+refusals of TOFU ("I don't know") are ordinary fine-tuning, :class:`SequenceNLLLoss`.
 """
 
 import math
@@ -67,7 +67,7 @@ from lossary.sequences import SequenceNLLLoss
 _ROUNDING = 1e-3
 
 
-def _present(
+def _check_tokens(
     name: str, logps: Any, mask_name: str, mask: Any, dims: int | None, weight: Tensor | None
 ) -> None:
     """Raise an error unless these are log-probabilities of tokens, and which of them there are."""
@@ -215,7 +215,7 @@ class FLATLoss(Loss):
         >>> FLATLoss()(template, logps, torch.ones(2, 2), mask)
         tensor(-0.0226)
 
-        From the average probabilities of the answers, where those are there already:
+        From the average probabilities of the answers, above 0, where those are there already:
 
         >>> P_e, P_f = torch.tensor([[0.15], [0.35]]), torch.tensor([[0.8], [0.7]])
         >>> FLATLoss()(P_e.log(), P_f.log(), P_e > 0, P_f > 0)
@@ -264,14 +264,14 @@ class FLATLoss(Loss):
         if weight is not None:
             check_weight_type("weight", weight)
             _check_weight(weight, template.shape[:1], template)
-        _present("template_logps", template, "template_mask", template_mask, 2, weight)
+        _check_tokens("template_logps", template, "template_mask", template_mask, 2, weight)
         check_floating("forget_logps", forget)
         if forget.shape[:1] != template.shape[:1]:
             raise ValueError(
                 f"forget_logps: expected {len(template)} rows, as in template_logps, "
                 f"got shape {tuple(forget.shape)}"
             )
-        _present("forget_logps", forget, "forget_mask", forget_mask, 2, weight)
+        _check_tokens("forget_logps", forget, "forget_mask", forget_mask, 2, weight)
         return super()._evaluate(inputs, weight, normalizer)
 
     def properties(self) -> Properties:
@@ -712,7 +712,7 @@ class WGALoss(Loss):
         if weight is not None:
             check_weight_type("weight", weight)
             _check_weight(weight, logps.shape, logps)
-        _present("token_logps", logps, "mask", mask, None, weight)
+        _check_tokens("token_logps", logps, "mask", mask, None, weight)
         return super()._evaluate(inputs, weight, normalizer)
 
     def properties(self) -> Properties:
