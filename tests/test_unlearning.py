@@ -660,6 +660,7 @@ def test_the_entropy_of_the_rivals(dtype, monkeypatch):
                            target.where(target >= 20, -1))  # fmt: skip
     assert absent.isfinite().all()
     assert not rival_entropy(logits.requires_grad_(), target).requires_grad
+    assert not rival_entropy(logits, None).requires_grad
 
 
 def test_probability_targets_of_ceu_are_expectations():
@@ -678,3 +679,6 @@ def test_second_derivatives_of_ceu_are_those_of_its_gradient():
 
     found = torch.func.hessian(lambda f: CEULoss()(f, torch.tensor(0)))(f)
     close(found, torch.func.jacrev(gradient)(f))
+    # In forward mode the entropy is a constant, too.
+    pushed = torch.func.jvp(lambda f: CEULoss()(f, torch.tensor(0)), (f,), (f.square(),))[1]
+    close(pushed, gradient(f) @ f.square())
