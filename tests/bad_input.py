@@ -28,6 +28,7 @@ from lossary import (
     BradleyTerryLoss,
     BrierLoss,
     CauchyLoss,
+    CEULoss,
     CompositionalNLLLoss,
     CompSumLoss,
     ConsistencyLoss,
@@ -47,9 +48,12 @@ from lossary import (
     EvidentialLoss,
     EXOLoss,
     FeatureSeparationLoss,
+    FLATLoss,
     FocalLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
+    GradAscentLoss,
+    GradDiffLoss,
     GradientSimilarityFocalLoss,
     HingePreferenceLoss,
     IBPRobustCrossEntropyLoss,
@@ -75,6 +79,7 @@ from lossary import (
     NCALoss,
     NCELoss,
     NormalizedLogisticLoss,
+    NPOLoss,
     NTXentLoss,
     ORPOLoss,
     PairwiseRankNetLoss,
@@ -92,6 +97,7 @@ from lossary import (
     ScaledLogisticLoss,
     SCIRLoss,
     SequenceNLLLoss,
+    SimNPOLoss,
     SimPOLoss,
     SmoothAdversarialCompSumLoss,
     SparsePreferenceLoss,
@@ -108,6 +114,7 @@ from lossary import (
     TwoWayGlobalContrastiveLoss,
     UNPGLoss,
     WestonWatkinsLoss,
+    WGALoss,
     ZLoss,
     linear_sequence_logps,
     linear_token_logps,
@@ -1217,6 +1224,115 @@ def lengths(
     )  # fmt: skip
 
 
+def unlearning() -> tuple[Row, ...]:
+    """What the losses of unlearning do not take."""
+    x, long = ANSWERS, TARGET + 1
+    logps, mask = -torch.ones(4, 3), torch.ones(4, 3, dtype=torch.bool)
+    probabilities = torch.full((4, 3), 0.5)
+
+    def of_flat(at: int, value: Any, others: Any = mask) -> list[Any]:
+        given = [logps, logps[:, :3], others, others]
+        given[at] = value
+        return given
+
+    def flat(argument: str, id: str, says: tuple[str, ...], *inputs: Any, **o: Any) -> Row:
+        return called(FLATLoss, argument, id, says, *inputs, **o)
+
+    def wga(argument: str, id: str, says: tuple[str, ...], *inputs: Any, **o: Any) -> Row:
+        return called(WGALoss, argument, id, says, *inputs, **o)
+
+    weight = {"weight": torch.tensor([0.0, 1.0, 1.0, 1.0])}
+    return (
+        hyper(FLATLoss, "divergence", "jeffrey", "'jeffrey_taylor'", "'jeffrey'"),
+        hyper(FLATLoss, "divergence", None, "'tv'", "None"),
+        hyper(FLATLoss, "denominator", "mean", "'valid', 'all'", "'mean'"),
+        *(
+            row
+            for i, name in enumerate(("template_logps", "forget_logps"))
+            for row in (
+                flat(name, "list", ("a tensor", "list"), *of_flat(i, [1.0]), error=TypeError),
+                flat(name, "none", ("a tensor", "None"), *of_flat(i, None), error=TypeError),
+                flat(name, "int", ("floating", "int64"), *of_flat(i, mask.long()),
+                     error=TypeError),
+                flat(name, "probabilities", ("<= 0", "got 0.5"), *of_flat(i, probabilities)),
+                flat(name, "nan", ("<= 0", "got nan"), *of_flat(i, logps * NAN)),
+                flat(name, "nan_beside_weight_0", ("<= 0", "got nan"), *of_flat(i, logps * NAN),
+                     keywords=weight),
+                flat(name, "flat", ("(N, T)", "(4,)"),
+                     *(x if j == i else y for j, y in enumerate((logps, logps, mask, mask)))),
+                flat(name, "no_tokens", ("T >= 1", "(4, 0)"), *of_flat(i, logps[:, :0])),
+            )
+        ),
+        flat("forget_logps", "rows", ("4 rows", "(3, 3)"), *of_flat(1, logps[:3])),
+        *(
+            row
+            for i, name in ((2, "template_mask"), (3, "forget_mask"))
+            for row in (
+                flat(name, "none", ("a tensor", "None"), *of_flat(i, None), error=TypeError),
+                flat(name, "row", ("(4, 3)", "(3,)"), *of_flat(i, mask[0])),
+                flat(name, "short", ("(4, 3)", "(4, 2)"), *of_flat(i, mask[:, :2])),
+                flat(name, "half", ("0 and 1", "0.5"), *of_flat(i, probabilities)),
+                flat(name, "complex", ("0 and 1", "complex64"), *of_flat(i, mask + 0j),
+                     error=TypeError),
+                flat(name, "meta", ("cpu", "meta"), *of_flat(i, mask.to("meta"))),
+            )
+        ),
+        Row("FLATLoss_masks_missing", None, ("template_mask",), TypeError, FLATLoss, {},
+            (logps, logps)),
+        flat("weight", "column", ("(4,)", "(4, 1)"), logps, logps, mask, mask,
+             keywords={"weight": torch.ones(4, 1)}),
+        *at_least_0(WGALoss, "beta"),
+        wga("token_logps", "none", ("a tensor", "None"), None, mask, error=TypeError),
+        wga("token_logps", "int", ("floating", "int64"), mask.long(), mask, error=TypeError),
+        wga("token_logps", "probabilities", ("<= 0", "0.5"), probabilities, mask),
+        wga("token_logps", "above_0", ("<= 0", "0.00195"), logps + (1 + 2**-9), mask),
+        wga("token_logps", "nan", ("<= 0", "nan"), logps * NAN, mask),
+        wga("mask", "short", ("(4, 3)", "(4, 2)"), logps, mask[:, :2]),
+        wga("mask", "two", ("0 and 1", "2"), logps, 2 * mask.long()),
+        Row("WGALoss_mask_missing", None, ("mask",), TypeError, WGALoss, {}, (logps,)),
+        wga("weight", "flat", ("(4, 3)", "(4,)"), logps, mask, keywords={"weight": torch.ones(4)}),
+        wga("token_logps", "probabilities_beside_weight_0", ("<= 0", "0.5"), probabilities, mask,
+            keywords={"weight": weight["weight"].unsqueeze(1)}),
+        *(
+            row
+            for loss in (NPOLoss, SimNPOLoss)
+            for row in (
+                *not_numbers(loss, "beta"),
+                hyper(loss, "beta", 0.0, "(0, inf)", "got 0.0"),
+                hyper(loss, "beta", INF, "(0, inf)", "inf"),
+                called(loss, "policy_logps", "int", ("floating", "int64"), long, x,
+                       error=TypeError),
+            )
+        ),
+        called(NPOLoss, "reference_logps", "none", ("a tensor", "None"), x, None, error=TypeError),
+        called(NPOLoss, "reference_logps", "column", ("(4,)", "(4, 1)"), x, x[:, None]),
+        called(NPOLoss, "reference_logps", "meta", ("cpu", "meta"), x, x.to("meta")),
+        *not_numbers(SimNPOLoss, "delta"),
+        hyper(SimNPOLoss, "delta", INF, "(-inf, inf)", "inf"),
+        hyper(SimNPOLoss, "delta", NAN, "(-inf, inf)", "nan"),
+        hyper(SimNPOLoss, "average", None, "True, False", "None"),
+        *lengths(SimNPOLoss, ("lengths",), 1, "", average=False),
+        called(SimNPOLoss, "lengths", "unused", ("None", "average=True", "Tensor"), x, long,
+               error=TypeError),
+        hyper(GradAscentLoss, "normalize", "mean", "'token', 'sequence', 'sum'", "'mean'"),
+        *lengths(GradAscentLoss, ("lengths",), 1, "", normalize="sequence"),
+        called(GradAscentLoss, "policy_logps", "int", ("floating", "int64"), long, long,
+               error=TypeError),
+        *not_numbers(GradDiffLoss, "gamma"),
+        hyper(GradDiffLoss, "gamma", 0.0, "(0, inf)", "0.0"),
+        *at_least_0(GradDiffLoss, "alpha"),
+        hyper(GradDiffLoss, "normalize", None, "'token', 'sequence', 'sum'", "None"),
+        *lengths(GradDiffLoss, ("forget_lengths", "retain_lengths"), 2, "",
+                 normalize="sequence"),
+        called(GradDiffLoss, "forget_lengths", "unused", ("None", "normalize='sum'", "Tensor"), x,
+               x, long, error=TypeError, normalize="sum"),
+        called(GradDiffLoss, "retain_logps", "none", ("a tensor", "None"), x, None, long, long,
+               error=TypeError),
+        called(GradDiffLoss, "retain_logps", "short", ("(4,)", "(3,)"), x, x[:3], long, long),
+        hyper(CEULoss, "entropy", None, "True, False", "None"),
+    )  # fmt: skip
+
+
 def generative() -> tuple[Row, ...]:
     """What the losses of consistency models and of teachers do not take."""
     x, y = torch.zeros(4, 3), torch.ones(4, 3)
@@ -2174,6 +2290,7 @@ FAMILIES = (
     *imbalance(),
     hyper(CauchyLoss, "scale", "auto", "a number", "str", error=TypeError),
     *generative(),
+    *unlearning(),
     *preference(DPOLoss),
     *preference(RobustDPOLoss),
     *preference(RPOLoss),

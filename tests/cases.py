@@ -27,6 +27,7 @@ from lossary import (
     BradleyTerryLoss,
     BrierLoss,
     CauchyLoss,
+    CEULoss,
     CompositionalNLLLoss,
     CompSumLoss,
     ConsistencyLoss,
@@ -46,9 +47,12 @@ from lossary import (
     EvidentialLoss,
     EXOLoss,
     FeatureSeparationLoss,
+    FLATLoss,
     FocalLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
+    GradAscentLoss,
+    GradDiffLoss,
     GradientSimilarityFocalLoss,
     HingePreferenceLoss,
     IBPRobustCrossEntropyLoss,
@@ -74,6 +78,7 @@ from lossary import (
     NCELoss,
     NormalizedCrossEntropyLoss,
     NormalizedLogisticLoss,
+    NPOLoss,
     NTXentLoss,
     ORPOLoss,
     PairwiseRankNetLoss,
@@ -91,6 +96,7 @@ from lossary import (
     ScaledLogisticLoss,
     SCIRLoss,
     SequenceNLLLoss,
+    SimNPOLoss,
     SimPOLoss,
     SmoothAdversarialCompSumLoss,
     SparsePreferenceLoss,
@@ -109,6 +115,7 @@ from lossary import (
     TwoWayGlobalContrastiveLoss,
     UNPGLoss,
     WestonWatkinsLoss,
+    WGALoss,
     ZLoss,
 )
 
@@ -278,6 +285,16 @@ def judged_segments(numbers):
         found = torch.randn(numbers, n, dtype=dtype, generator=generator)
         return *found, torch.randint(3, (n,), generator=generator).to(dtype) / 2
 
+
+def told(*shapes):
+    """Draw log-probabilities of tokens of each shape, and which of them there are."""
+
+    def draw(n, dtype, generator):
+        sizes = [(n, *shape) for shape in shapes]
+        logps = [-torch.rand(size, generator=generator) - 0.125 for size in sizes]
+        masks = [torch.rand(size, generator=generator) < 0.7 for size in sizes]
+        return *(x.to(dtype) for x in logps), *masks
+
     return draw
 
 
@@ -322,6 +339,11 @@ def rewards(margin=False, ties=False):
         return *out, *further, *[torch.rand(n, generator=generator) < 0.5] * ties
 
     return draw
+
+
+def kept(*lengths):
+    """Draw log-probabilities of sequences to forget and to keep, and lengths."""
+    return answers(references=False, lengths=sum(lengths))
 
 
 def revised(n, dtype, generator):
@@ -459,6 +481,28 @@ FAR_OFF_GAP = {"property:bounds": "the gap of 67 is farther than what is drawn"}
 #: Of log-probabilities.
 OF_MASKS = {"extremes": "masks outside [0, 1] are refused"}
 ABOVE_0 = {"extremes": "log-probabilities above 0 are refused"}
+#: Values that are not what the gradient belongs to.
+WEIGHED = dict.fromkeys(
+    ("gradcheck", "gradgradcheck", "forward_mode"), "the weight carries no gradient"
+)
+OF_TOKENS = dict.fromkeys(
+    ("property:convex", "property:bounds", "property:lipschitz"),
+    "the claim is about one token, the sample has several",
+)
+ENTROPY = dict.fromkeys(("gradcheck", "forward_mode"), "the entropy carries no gradient")
+FLAT_KEYS = (
+    "kl",
+    "js",
+    "pearson",
+    "jeffrey_taylor",
+    "reverse_kl",
+    "hellinger",
+    "neyman",
+    "reverse_kl_official",
+    "hellinger_official",
+    "neyman_official",
+    "tv",
+)
 FAR_KINK = {"property:smoothness": "the kink is at a log-ratio of 10, farther than what is drawn"}
 OF_RANKS = dict.fromkeys(("weights", "attached_zero"), "values are of ranks: there is no weight")
 
@@ -1244,6 +1288,45 @@ CASES: dict[str, list[Case]] = {
             for h in ("relu", "relu2", "identity")
             for f, k in (("exp", 0.7), ("power", 1.0), ("power", 2.5))
         ),
+    ],
+    "FLATLoss": [
+        Case("default", FLATLoss, told([3], [4]), ABOVE_0),
+        *(
+            Case(f"{d} {a}", lambda d=d, a=a: FLATLoss(d, a), told([3], [2]), ABOVE_0)
+            for d, a in zip(FLAT_KEYS, ("valid", "all") * 6, strict=False)
+        ),
+    ],
+    "NPOLoss": [
+        Case("default", NPOLoss, regression()),
+        Case("beta=2", lambda: NPOLoss(2.0), regression(2), OF_SEVERAL),
+    ],
+    "SimNPOLoss": [
+        Case("default", SimNPOLoss, numbers_alone),
+        Case("sums", lambda: SimNPOLoss(0.5, -1.0, average=False), completions),
+    ],
+    "GradAscentLoss": [
+        Case("token", GradAscentLoss, completions),
+        Case("sequence", lambda: GradAscentLoss("sequence"), completions),
+        Case("sum", lambda: GradAscentLoss("sum"), numbers_alone),
+    ],
+    "GradDiffLoss": [
+        Case("token", GradDiffLoss, kept(2)),
+        Case("sequence", lambda: GradDiffLoss(0.5, 2.0, "sequence"), kept(2)),
+        Case("sum", lambda: GradDiffLoss(2.0, 0.5, "sum"), kept(0)),
+    ],
+    "WGALoss": [
+        Case("default", WGALoss, told([]), ABOVE_0 | WEIGHED),
+        Case("beta=0", lambda: WGALoss(0.0), told([]), ABOVE_0),
+        Case("tokens", lambda: WGALoss(3.0), told([3]), ABOVE_0 | WEIGHED | OF_TOKENS),
+    ],
+    "CEULoss": [
+        Case("default", CEULoss, labels, ENTROPY),
+        Case("unlikelihood", lambda: CEULoss(False), labels),
+        Case("two classes", CEULoss, two_classes, ENTROPY),
+        Case("pixels", CEULoss, pixels, ENTROPY),
+        Case("tokens", lambda: CEULoss(class_dim=-1), tokens, ENTROPY),
+        Case("probabilities", CEULoss, probabilities, ENTROPY | WEIGHED),
+        Case("class_weight", lambda: CEULoss(class_weight=of_classes()), ignored_labels, ENTROPY),
     ],
     "CPLLoss": [
         Case("default", CPLLoss, segments()),

@@ -592,8 +592,11 @@ NO_CURVE = (
     "DirectCoverageLoss",
     "EarlyTimestepDiffusionLoss",
     "EnsLoss",
+    "FLATLoss",
     "FeatureSeparationLoss",
     "GlobalContrastiveLoss",
+    "GradAscentLoss",
+    "GradDiffLoss",
     "GradientSimilarityFocalLoss",
     "IBPRobustCrossEntropyLoss",
     "IBPTightnessRegularizer",
@@ -604,6 +607,7 @@ NO_CURVE = (
     "LogitZRegularizer",
     "MixupNDCGLoss",
     "MixupRankingLoss",
+    "NPOLoss",
     "NTXentLoss",
     "NashMDLoss",
     "NashMPLoss",
@@ -619,11 +623,13 @@ NO_CURVE = (
     "SRPOLoss",
     "SequenceNLLLoss",
     "SparsePreferenceLoss",
+    "SimNPOLoss",
     "SymmetricConsistencyLoss",
     "TCMLoss",
     "TLCLoss",
     "TieAwareBradleyTerryLoss",
     "TwoWayGlobalContrastiveLoss",
+    "WGALoss",
 )
 
 

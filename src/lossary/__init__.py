@@ -153,6 +153,15 @@ from lossary.theory import (
     comp_sum_transform,
     logistic_regret_bound,
 )
+from lossary.unlearning import (
+    CEULoss,
+    FLATLoss,
+    GradAscentLoss,
+    GradDiffLoss,
+    NPOLoss,
+    SimNPOLoss,
+    WGALoss,
+)
 from lossary.unnormalized import CompositionalNLLLoss, NCELoss
 from lossary.unpaired import BCOLoss, KTOLoss
 
@@ -174,6 +183,7 @@ __all__ = [
     "BalanceScore",
     "BradleyTerryLoss",
     "BrierLoss",
+    "CEULoss",
     "CPLLoss",
     "CPOLoss",
     "CREAMLoss",
@@ -197,10 +207,13 @@ __all__ = [
     "EvidentialEngagementWeighting",
     "EvidentialLoss",
     "ExpectedCalibrationError",
+    "FLATLoss",
     "FeatureSeparationLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "GlobalContrastiveLoss",
+    "GradAscentLoss",
+    "GradDiffLoss",
     "GradientSimilarityFocalLoss",
     "GuidedLossScaling",
     "HingePreferenceLoss",
@@ -225,6 +238,7 @@ __all__ = [
     "MulticlassMAELoss",
     "NCALoss",
     "NCELoss",
+    "NPOLoss",
     "NTXentLoss",
     "NashMDLoss",
     "NashMPLoss",
@@ -253,6 +267,7 @@ __all__ = [
     "ScaledLogisticLoss",
     "SequenceNLLLoss",
     "ShardedLogits",
+    "SimNPOLoss",
     "SimPOLoss",
     "SmoothAdversarialCompSumLoss",
     "SparsePreferenceLoss",
@@ -267,6 +282,7 @@ __all__ = [
     "TruncatedGCELoss",
     "TwoWayGlobalContrastiveLoss",
     "UNPGLoss",
+    "WGALoss",
     "WPOWeighting",
     "WestonWatkinsLoss",
     "ZLoss",

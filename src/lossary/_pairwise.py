@@ -10,7 +10,7 @@ from torch import Tensor
 from lossary._base import LossOptions, _upcast
 from lossary._checks import check_choice, check_floating, check_like, check_positive
 from lossary._numerics import expm1, softplus
-from lossary._sequence_base import SequenceLoss, check_range, per_token
+from lossary._sequence_base import SequenceLoss, check_log_probability, check_range, per_token
 
 SOURCE_OF_DPO = "Rafailov et al. 2023; Mitchell 2023"
 #: The inputs of every pairwise loss.
@@ -269,7 +269,7 @@ class ProbabilityPreferenceLoss(AveragePreferenceLoss):
         super()._check_inputs(inputs, weight)
         for name, x in inputs.items():
             if name.endswith("logps") and x is not None:
-                check_range(name, x, weight, lambda x: x <= 0, "log-probabilities <= 0")
+                check_log_probability(name, x, weight)
 
     @staticmethod
     def _below_0(x: Tensor) -> Tensor:

@@ -122,3 +122,13 @@ def check_probabilities(name: str, x: Any, first: str, like: Tensor, weight: Ten
     check_floating(name, x)
     check_like(name, x, first, like)
     check_probability(name, x, weight)
+
+
+def check_log_probability(
+    name: str, x: Tensor, weight: Tensor | None = None, rounding: float = 0.0
+) -> None:
+    """Raise an error for a number above 0 by more than rounding, where it can be seen and counts.
+
+    Nan is none either.
+    """
+    check_range(name, x, weight, lambda p: p <= rounding, "log-probabilities <= 0")

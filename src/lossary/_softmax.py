@@ -227,16 +227,55 @@ def uniform_divergence(
     The arguments are those of :func:`row_statistics`.
     """
     check_in_memory(logits, "a temperature per sample")
+
+    def divergence(z: Tensor) -> Tensor:
+        return _divergence(z, smoothing)
+
+    return _per_row(divergence, logits, target, class_dim, temperature, margin)
+
+
+def rival_entropy(logits: Tensor, target: Tensor | None, *, class_dim: int = 1) -> Tensor:
+    """Return the entropy of the softmax over the rivals alone, in nats; no gradient.
+
+    Without a target: that of the rivals of every class, along the class axis.
+    """
+    check_in_memory(logits, "the entropy of the rivals")
+    f = logits.detach()
+    if target is not None:
+        # So large a margin leaves the target out; not an infinite one: see _rivals.
+        margin = torch.finfo(_compute_dtype(f)).max
+        return _per_row(_entropy, f, target, class_dim, 1.0, margin)
+    log_p = torch.log_softmax(f.to(_compute_dtype(f)).movedim(class_dim, -1), -1)
+    p = log_p.exp()
+    own = p * log_p.clamp(min=torch.finfo(p.dtype).min)
+    top = p.argmax(-1, keepdim=True)
+    is_top = top == torch.arange(p.shape[-1], device=p.device)
+    # At p <= 1/2 what is left over follows from p; only the top class needs the exclusion.
+    rest = 1.0 - torch.where(is_top, 0.0, p)
+    out = (rest.log() - (own.sum(-1, keepdim=True) - own) / rest).clamp(min=0.0)
+    alone = rival_entropy(log_p, top.squeeze(-1), class_dim=-1).unsqueeze(-1)
+    return torch.where(is_top, alone, out).movedim(-1, class_dim)
+
+
+def _per_row(
+    of: Callable[[Tensor], Tensor],
+    logits: Tensor,
+    target: Tensor,
+    class_dim: int,
+    temperature: float | Tensor,
+    margin: float | Tensor | None,
+) -> Tensor:
+    """Return a number for every row of z, in tiles where they pay; no gradient."""
     with torch.no_grad():
         matrix, shift = _split_margin(margin, temperature, target, logits)
         f, y, scale = _as_rows(logits, target, class_dim, temperature)
         if isinstance(shift, Tensor):
             shift = shift.expand(target.shape).reshape(y.shape).unsqueeze(1)
-        if not _tiles_pay(f):
+        if not _tiles_pay(f) or _is_wrapped(f) or _is_wrapped(y):
             z, own, j = _prepared(f, y, scale, matrix)
             # A margin shared by the rivals is one off the target, up to a shift of all.
             z = z if shift is None else _with_target(z, j, own - shift)
-            return _divergence(z, smoothing).view(target.shape)
+            return of(z).view(target.shape)
         tile = _Tile(f, y, scale, matrix)
         out = torch.empty(y.shape, dtype=tile.dtype, device=f.device)
         for a, b in _tiles(f):
@@ -244,8 +283,14 @@ def uniform_divergence(
             if shift is not None:
                 less = tile.at(shift, a, b) if isinstance(shift, Tensor) else shift
                 z.scatter_(1, j, z.gather(1, j) - less)
-            tile.at_row(out, a, b).copy_(_divergence(z, smoothing))
+            tile.at_row(out, a, b).copy_(of(z))
         return out.view(target.shape)
+
+
+def _entropy(z: Tensor) -> Tensor:
+    # An impossible class has log r = -inf and r = 0: their product counts as 0.
+    log_r = torch.log_softmax(z, 1).clamp(min=torch.finfo(z.dtype).min)
+    return -(log_r.exp() * log_r).sum(1)
 
 
 def _divergence(z: Tensor, smoothing: float) -> Tensor:
