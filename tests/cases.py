@@ -30,6 +30,7 @@ from lossary import (
     CPLLoss,
     CPOLoss,
     CrammerSingerLoss,
+    DecoupledPPOLoss,
     DirectCoverageLoss,
     DiscoPOPLoss,
     DPOLoss,
@@ -43,6 +44,7 @@ from lossary import (
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
     GradientSimilarityFocalLoss,
+    GRPOLoss,
     HingePreferenceLoss,
     IBPRobustCrossEntropyLoss,
     IBPTightnessRegularizer,
@@ -61,6 +63,7 @@ from lossary import (
     MixupRankingLoss,
     MulticlassMAELoss,
     NCALoss,
+    NFTLoss,
     NormalizedCrossEntropyLoss,
     NormalizedLogisticLoss,
     NTXentLoss,
@@ -82,6 +85,7 @@ from lossary import (
     SRATLoss,
     SRPOLoss,
     StableMaxCrossEntropyLoss,
+    StableReinforceLoss,
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
     TaylorSoftmaxLoss,
@@ -223,6 +227,31 @@ def segments(references=0):
     return draw
 
 
+def written(old=1, *, of_tokens=False, reference=False):
+    """Draw log-probabilities of tokens, of a policy and old ones, advantages, a mask."""
+
+    def draw(n, dtype, generator):
+        logps = torch.randn(2 + old, n, 3, dtype=dtype, generator=generator)
+        shape = (n, 3) if of_tokens else (n,)
+        advantages = torch.randn(shape, dtype=dtype, generator=generator)
+        mask = torch.rand(n, 3, generator=generator) < 0.7
+        return *logps[:-1], advantages, mask, *logps[-1:][:reference]
+
+    return draw
+
+
+def marked(spread=1.0):
+    """Draw log-probabilities of tokens, a mask, which answers are right, and the shares."""
+
+    def draw(n, dtype, generator):
+        logps = torch.randn(2, n, 3, dtype=dtype, generator=generator)
+        mask, right = (torch.rand(n, k, generator=generator) < 0.7 for k in (3, 1))
+        rate = 0.125 + 0.375 * torch.rand(n, dtype=dtype, generator=generator)
+        return logps[0], logps[0] + spread * logps[1], mask, right[:, 0], rate
+
+    return draw
+
+
 def revised(n, dtype, generator):
     """Draw log-probabilities of answers with and without drafts in their prompts."""
     return tuple(torch.randn(12, n, dtype=dtype, generator=generator))
@@ -356,6 +385,11 @@ WITHOUT_JUDGE = dict.fromkeys(
 #: Of log-probabilities.
 ABOVE_0 = {"extremes": "log-probabilities above 0 are refused"}
 FAR_KINK = {"property:smoothness": "the kink is at a log-ratio of 10, farther than what is drawn"}
+NO_KINK = {"property:smoothness": "the kink is at a log-ratio of 20, farther than what is drawn"}
+#: Of policy losses.
+OF_A_SURROGATE = "the gradient is not that of the value"
+SURROGATE = dict.fromkeys(("gradcheck", "gradgradcheck", "forward_mode"), OF_A_SURROGATE)
+SURROGATE_ONCE = dict.fromkeys(("gradcheck", "forward_mode"), OF_A_SURROGATE)
 OF_RANKS = dict.fromkeys(("weights", "attached_zero"), "values are of ranks: there is no weight")
 
 #: The stored directions are of a policy and a reference.
@@ -1074,6 +1108,61 @@ CASES: dict[str, list[Case]] = {
     "CPLLoss": [
         Case("default", CPLLoss, segments()),
         Case("KL", lambda: CPLLoss(0.2, 0.75, 0.9, 0.3), segments(2)),
+    ],
+    "GRPOLoss": [
+        Case("default", GRPOLoss, written()),
+        *(
+            Case(variant, lambda v=variant: GRPOLoss(0.1, 0.3, variant=v), written())
+            for variant in ("bnpo", "dapo")
+        ),
+        Case(
+            "dr_grpo",
+            lambda: GRPOLoss(variant="dr_grpo", max_length=5),
+            written(of_tokens=True),
+        ),
+        Case("reference", lambda: GRPOLoss(beta=0.04), written(reference=True)),
+        Case(
+            "bnpo reference",
+            lambda: GRPOLoss(beta=0.4, variant="bnpo", delta=2.0, reduction="batchmean"),
+            written(reference=True),
+        ),
+        Case("sequence", lambda: GRPOLoss(0.1, level="sequence"), written()),
+        Case("cispo", lambda: GRPOLoss(variant="cispo"), written(), SURROGATE),
+        Case(
+            "cispo sequence",
+            lambda: GRPOLoss(eps_high=1.0, variant="cispo", level="sequence", beta=0.04),
+            written(reference=True),
+            SURROGATE,
+        ),
+        Case("without clipping", lambda: GRPOLoss(1.0, math.inf), written(), NO_KINK),
+    ],
+    "StableReinforceLoss": [
+        Case("default", StableReinforceLoss, written()),
+        Case("close", lambda: StableReinforceLoss(0.1, 0.5, 2.0), written()),
+        Case("of tokens", StableReinforceLoss, written(of_tokens=True)),
+    ],
+    "DecoupledPPOLoss": [
+        Case("default", DecoupledPPOLoss, written(2)),
+        Case(
+            "clamp",
+            lambda: DecoupledPPOLoss(0.2, 0.3, 1.5, 1.5, "clamp"),
+            written(2),
+        ),
+        Case(
+            "unweighted",
+            lambda: DecoupledPPOLoss(behave_mode="unweighted", reduction="batchmean"),
+            written(2, of_tokens=True),
+        ),
+    ],
+    "NFTLoss": [
+        Case("default", NFTLoss, marked(), SURROGATE_ONCE),
+        Case("close", lambda: NFTLoss(1e-3), marked(0.125)),
+        Case("grpo", lambda: NFTLoss(0.5, 0.5, "grpo"), marked(), SURROGATE_ONCE),
+        Case(
+            "sequence",
+            lambda: NFTLoss(1e-3, prompt_weight="none", ratio_level="sequence"),
+            marked(0.125),
+        ),
     ],
     "SRPOLoss": [
         Case("default", SRPOLoss, revised),

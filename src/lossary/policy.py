@@ -155,10 +155,11 @@ class GRPOLoss(_PolicyLoss):
 
     Raises:
         ValueError: hyper-parameters out of range, unknown ``variant`` or ``level``; ``max_length``
-            missing with ``"dr_grpo"`` or given without; ``delta`` with ``"cispo"``; inputs of
+            given without ``"dr_grpo"``; ``delta`` with ``"cispo"``; inputs of
             shapes that do not fit, a mask other than 0 and 1 (on CPU tensors, where looking costs
             nothing).
-        TypeError: hyper-parameters not numbers, inputs not floating point;
+        TypeError: hyper-parameters not numbers, ``max_length`` missing with ``"dr_grpo"``; inputs
+            not floating point;
             reference_token_logps missing with beta > 0, or given with beta = 0.
 
     Reference:
