@@ -774,6 +774,21 @@ def test_the_edges_of_the_grpo_lambda_reward():
     assert (none == 0).all()
 
 
+def test_what_is_not_in_the_kit_compiles_whole(fresh_compiler):
+    policy, _, reference, advantages, mask = batch()
+    loss = GRPOLoss(beta=0.1, variant="bnpo")
+
+    def on_policy(x):
+        own = group_advantages(advantages, mask.sum(1) % 2)
+        filtered = filter_advantages(own.unsqueeze(1).expand(N, T), mask)
+        rewards = grpo_lambda_reward(advantages > 0, mask.sum(1), mask.sum(1) % 2, alpha=0.5)
+        return loss(x, None, filtered + rewards.unsqueeze(1), mask, reference)
+
+    compiled = torch.compile(on_policy, fullgraph=True, backend="aot_eager")
+    close(compiled(policy), on_policy(policy))
+    close(slope(compiled, policy), slope(on_policy, policy))
+
+
 # What is refused.
 
 LOGPS, MASK = torch.zeros(4, 3), torch.ones(4, 3)

@@ -21,7 +21,7 @@ DAPO, the paper                                    GRPOLoss(0.2, 0.28, variant="
 TRL, Liger "dr_grpo"                               GRPOLoss(variant="dr_grpo", max_length=T)
 TRL, Liger "cispo"                                 GRPOLoss(eps_high=5.0, variant="cispo")
 TRL importance_sampling_level="sequence"; GSPO     GRPOLoss(3e-4, 4e-4, level="sequence")
-TRL delta; INTELLECT-2                             GRPOLoss(delta=4.0)
+TRL delta; INTELLECT-2                             GRPOLoss(delta=delta)
 R1-Reward, StableReinforce                         StableReinforceLoss()
 AReaL, use_decoupled_loss                          DecoupledPPOLoss(behave_mode="unweighted")
 AReaL with behave_imp_weight_cap                   DecoupledPPOLoss(behave_cap=cap)
@@ -129,9 +129,10 @@ class GRPOLoss(_PolicyLoss):
     Properties:
         A surrogate, neither convex nor bounded, with kinks where ratios meet their bounds. At ratio
         1 and beta = 0 the gradient is that of REINFORCE, -A times that of log pi(y_t), in all
-        variants. With a positive advantage no gradient is left above 1 + eps_high, with a negative
-        one none below 1 - eps_low, nor above delta. The divergence is at least 0, 0 where policy
-        and reference agree. No gradient flows to old_token_logps and advantages.
+        variants (``"cispo"``: eps_high >= 1). But for ``"cispo"``, with a positive advantage no
+        gradient is left above 1 + eps_high, with a negative one none below 1 - eps_low, nor above
+        delta. The divergence is at least 0, 0 where policy and reference agree. No gradient flows
+        to old_token_logps and advantages.
 
     Limits:
         eps_low = 1, eps_high = inf: importance-weighted REINFORCE. One token per answer: ``"grpo"``
@@ -140,8 +141,8 @@ class GRPOLoss(_PolicyLoss):
     Note:
         Log-ratios stop at 20, on the one side where they are large: beyond, ratio and divergence
         are constant and have no gradient. A token whose probability fell to 0 has ratio 0. The
-        divergence is computed without the cancellation of exp(u) - u - 1, whose error in float32 is
-        as large as itself from \|u\| = 3e-4 on. What the mask leaves out may be infinite or nan.
+        divergence is computed without the cancellation of exp(u) - u - 1, of which float32 leaves
+        no digit below \|u\| = 3e-4. What the mask leaves out may be infinite or nan.
 
         ``"bnpo"``, ``"dapo"`` and ``"cispo"`` return for each answer the sum over its tokens and
         their number as its share in the denominator of the mean, which is then exactly the mean of
@@ -155,12 +156,10 @@ class GRPOLoss(_PolicyLoss):
 
     Raises:
         ValueError: hyper-parameters out of range, unknown ``variant`` or ``level``; ``max_length``
-            given without ``"dr_grpo"``; ``delta`` with ``"cispo"``; inputs of
-            shapes that do not fit, a mask other than 0 and 1 (on CPU tensors, where looking costs
-            nothing).
+            given without ``"dr_grpo"``; ``delta`` with ``"cispo"``; inputs of shapes that do not
+            fit, a mask other than 0 and 1 (on CPU tensors, where looking costs nothing).
         TypeError: hyper-parameters not numbers, ``max_length`` missing with ``"dr_grpo"``; inputs
-            not floating point;
-            reference_token_logps missing with beta > 0, or given with beta = 0.
+            not floating point; reference_token_logps missing with beta > 0, or given with beta = 0.
 
     Reference:
         Shao et al., "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language
@@ -947,7 +946,7 @@ def approximate_proximal_logps(
 
 def _log_ratio(logps: Tensor, old: Tensor, present: Tensor) -> Tensor:
     """Return log pi - log pi_old of the tokens that are there, 0 of the others."""
-    return torch.where(present, logps, 0.0) - torch.where(present, old.detach(), 0.0)
+    return torch.where(present, logps - old.detach(), 0.0)
 
 
 def _of_tokens(advantages: Tensor, present: Tensor) -> Tensor:
