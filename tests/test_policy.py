@@ -774,6 +774,7 @@ def test_the_edges_of_the_grpo_lambda_reward():
     assert (none == 0).all()
 
 
+@pytest.mark.wide
 def test_what_is_not_in_the_kit_compiles_whole(fresh_compiler):
     policy, _, reference, advantages, mask = batch()
     loss = GRPOLoss(beta=0.1, variant="bnpo")
