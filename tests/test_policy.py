@@ -618,7 +618,7 @@ def test_prompts_always_or_never_answered_right_are_left_out():
 
 
 def test_next_to_the_old_policy_wrong_answers_keep_their_digits():
-    step = -torch.logspace(-9, 0.5, 30).unsqueeze(1)
+    step = -torch.logspace(-9, 1.3, 30).unsqueeze(1)
     old, mask, wrong = torch.zeros_like(step), torch.ones_like(step), torch.zeros(30)
     loss = NFTLoss(prompt_weight="none", reduction="none")
     for r in (0.02, 0.5, 0.75):
@@ -632,6 +632,15 @@ def test_next_to_the_old_policy_wrong_answers_keep_their_digits():
                 assert b == pytest.approx(float(-mpmath.log(negative)), rel=2e-6)
                 exact = r_ / (1 - r_) * mpmath.exp(a) / negative
                 assert c == pytest.approx(float(exact), rel=2e-6)
+
+
+def test_where_the_ratio_of_wrong_answers_is_0_the_gradient_is_finite():
+    x, old, mask = torch.full((1, 1), math.log(2.0), dtype=F64), torch.zeros(1, 1), torch.ones(1, 1)
+    assert torch.expm1(x) == 1
+    for eps in (1.0, 0.25):
+        loss = NFTLoss(eps, prompt_weight="none", reduction="sum")
+        found = slope(lambda x, f=loss: f(x, old, mask, torch.zeros(1), torch.full((1,), 0.5)), x)
+        close(found, torch.full((1, 1), 2.0 / eps, dtype=F64))
 
 
 def test_log_ratios_of_nft_stop():
