@@ -411,6 +411,8 @@ def test_advantages_that_stand_out_are_0():
     assert filter_advantages(advantages, mask, INF)[1, 3] > 6
     # Equal numbers have no spread, whatever rounding makes of their mean.
     assert filter_advantages(torch.full((3, 7), 0.1), torch.ones(3, 7)).abs().max() < 1e-6
+    nearly = torch.tensor([[1e-6, -1e-6]])
+    close(filter_advantages(nearly, torch.ones(1, 2)), 1e4 * nearly, 1e-5)
     assert (filter_advantages(advantages, torch.zeros(2, 20)) == 0).all()
     assert filter_advantages(advantages[:0], mask[:0]).shape == (0, 20)
     assert filter_advantages(advantages.bfloat16(), mask).dtype == F32
