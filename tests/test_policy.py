@@ -777,8 +777,10 @@ def test_the_edges_of_the_grpo_lambda_reward():
     close(found[:2], grpo_lambda_reward(right[:2], wrong[:2], ids[[0, 0]], alpha=0.5))
     # As many as are asked for: 0.07 * 100 is above 7 by rounding.
     many = torch.arange(100)
-    found = grpo_lambda_reward(torch.ones(100), many + 1, many, alpha=0.5, top_fraction=0.07)
-    assert (found < 1).tolist() == [True] * 7 + [False] * 93
+    for dtype in (torch.int64, F32, F64):
+        own = torch.ones(100, dtype=dtype)
+        found = grpo_lambda_reward(own, own, many, alpha=0.5, top_fraction=0.07)
+        assert (found < 1).tolist() == [True] * 7 + [False] * 93
     assert grpo_lambda_reward(right[:0], wrong[:0], ids[:0], alpha=0.5).shape == (0,)
     assert (grpo_lambda_reward(right, wrong, ids[:3], alpha=0.0) == right.float()).all()
     none = grpo_lambda_reward(torch.zeros(3), torch.ones(3), ids[:3], alpha=0.5)

@@ -879,7 +879,7 @@ def grpo_lambda_reward(
     rank = torch.empty_like(rows).scatter(0, order, rows)
     # The product of 0.07 and 100 is above 7 by rounding, and its ceiling would be 8.
     groups = (group == rows).sum().to(dtype)
-    top = torch.ceil(top_fraction * groups * (1.0 - 1e-6)).clamp(min=1.0)
+    top = torch.ceil(top_fraction * groups * (1.0 - 1e-6))
     efficient = rank.gather(0, group) < top
     rewarded = torch.where(efficient, 1.0 - alpha * torch.sigmoid(z), 1.0)
     return torch.where(right, rewarded, 0.0)
