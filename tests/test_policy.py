@@ -513,6 +513,8 @@ def test_the_proximal_policy_is_on_the_way():
     assert (
         approximate_proximal_logps(policy.bfloat16(), behavior.bfloat16(), versions, 3).dtype == F32
     )
+    small = torch.full((N, T), 200, dtype=torch.uint8)
+    close(approximate_proximal_logps(policy, behavior, small, 300), behavior.lerp(policy, 0.99))
     later = versions + 5
     assert torch.equal(
         approximate_proximal_logps(policy, behavior, later, 4)[:, :5], behavior[:, :5]
@@ -716,6 +718,8 @@ def test_group_advantages_stay_apart_and_never_wait():
     expected = group_advantages(REWARDS, IDS)
     close(found[IDS != -3], expected[IDS != -3])
     assert found[IDS == -3].isnan().all()
+    for n in range(2, 30):  # of some of them the mean is not the number itself
+        assert (group_advantages(torch.full((n,), 0.1), torch.zeros(n).long(), eps=0.0) == 0).all()
     assert not group_advantages(REWARDS.clone().requires_grad_(), IDS).requires_grad
     assert group_advantages(REWARDS.bfloat16(), IDS).dtype == F32
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
