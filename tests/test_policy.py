@@ -513,8 +513,10 @@ def test_the_proximal_policy_is_on_the_way():
     assert (
         approximate_proximal_logps(policy.bfloat16(), behavior.bfloat16(), versions, 3).dtype == F32
     )
-    small = torch.full((N, T), 200, dtype=torch.uint8)
-    close(approximate_proximal_logps(policy, behavior, small, 300), behavior.lerp(policy, 0.99))
+    small = torch.full((N, T), 20, dtype=torch.uint8)
+    close(
+        approximate_proximal_logps(policy, behavior, small, 300), behavior.lerp(policy, 1 - 1 / 280)
+    )
     later = versions + 5
     assert torch.equal(
         approximate_proximal_logps(policy, behavior, later, 4)[:, :5], behavior[:, :5]
