@@ -38,6 +38,7 @@ from lossary import (
     CPOLoss,
     CrammerSingerLoss,
     CREAMLoss,
+    DecoupledPPOLoss,
     DirectCoverageLoss,
     DiscoPOPLoss,
     DNOLoss,
@@ -55,6 +56,7 @@ from lossary import (
     GradAscentLoss,
     GradDiffLoss,
     GradientSimilarityFocalLoss,
+    GRPOLoss,
     HingePreferenceLoss,
     IBPRobustCrossEntropyLoss,
     IBPTightnessRegularizer,
@@ -78,6 +80,7 @@ from lossary import (
     NashMPLoss,
     NCALoss,
     NCELoss,
+    NFTLoss,
     NormalizedLogisticLoss,
     NPOLoss,
     NTXentLoss,
@@ -105,6 +108,7 @@ from lossary import (
     SPPOLoss,
     SRATLoss,
     SRPOLoss,
+    StableReinforceLoss,
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
     TCMLoss,
@@ -1177,6 +1181,67 @@ def of_segments(loss: type[Loss], names: tuple[str, ...]) -> tuple[Row, ...]:
         label("nan_beside_weight_0", ("[0, 1]", "nan"), WINS * NAN,
               weight=torch.tensor([0.0, 1.0, 1.0, 1.0])),
     )  # fmt: skip
+def written(loss: type[Loss], *names: str, **options: Any) -> tuple[Row, ...]:
+    """What no loss of tokens takes, for its inputs by these names."""
+    good = {
+        "advantages": ANSWERS,
+        "mask": torch.ones(4, 3),
+        "correct": GOOD,
+        "correct_rate": WINS,
+    }
+
+    def row(name: str, id: str, says: tuple[str, ...], value: Any, error=ValueError) -> Row:
+        inputs = [value if n == name else good.get(n, LOGITS) for n in names]
+        return called(loss, name, id, says, *inputs, error=error, **options)
+
+    def weight(id: str, says: tuple[str, ...], value: Any, error=ValueError) -> Row:
+        inputs = [good.get(n, LOGITS) for n in names]
+        keywords = {"weight": value}
+        return called(loss, "weight", id, says, *inputs, error=error, keywords=keywords, **options)
+
+    logps = [n for n in names if n not in good]
+    rows: list[Row] = []
+    for name in logps:
+        rows.append(row(name, "int", ("floating", "int64"), LOGITS.long(), TypeError))
+        if (loss, name) != (GRPOLoss, "old_token_logps"):
+            rows.append(row(name, "none", ("a tensor", "None"), None, TypeError))
+    for name in logps[1:]:
+        rows.append(row(name, "short", ("(4, 3)", "got (4, 2)"), LOGITS[:, :2]))
+        rows.append(row(name, "row", ("(4, 3)", "got (3,)"), LOGITS[0]))
+        rows.append(row(name, "meta", ("cpu", "meta"), LOGITS.to("meta")))
+    rows += (
+        row(logps[0], "vector", ("(N, T)", "got (4,)"), ANSWERS),
+        row(logps[0], "logits", ("(N, T)", "got (4, 3, 1)"), LOGITS[..., None]),
+        row("mask", "none", ("a tensor", "None"), None, TypeError),
+        row("mask", "vector", ("(4, 3)", "got (4,)"), torch.ones(4)),
+        row("mask", "shifted", ("(4, 3)", "got (4, 4)"), torch.ones(4, 4)),
+        row("mask", "weights", ("0 and 1", "got 0.5"), torch.full((4, 3), 0.5)),
+        row("mask", "complex", ("0 and 1", "complex64"), LOGITS + 0j, TypeError),
+        row("mask", "meta", ("cpu", "meta"), torch.ones(4, 3, device="meta")),
+        weight("per_token", ("(4,)", "got (4, 3)"), torch.ones(4, 3)),
+        weight("list", ("a tensor", "list"), [1.0] * 4, TypeError),
+        hyper(loss, "reduction", "tokens", "'mean'", "'tokens'"),
+    )
+    if "advantages" in names:
+        rows += (
+            row("advantages", "none", ("a tensor", "None"), None, TypeError),
+            row("advantages", "int", ("floating", "int64"), TARGET, TypeError),
+            row("advantages", "column", ("(4,) or (4, 3)", "got (4, 1)"), ANSWERS[:, None]),
+            row("advantages", "short", ("(4,) or (4, 3)", "got (3,)"), ANSWERS[:3]),
+            row("advantages", "meta", ("cpu", "meta"), ANSWERS.to("meta")),
+        )
+    if "correct" in names:
+        rows += (
+            row("correct", "none", ("a tensor", "None"), None, TypeError),
+            row("correct", "share", ("0 and 1", "got 0.5"), WINS),
+            row("correct", "column", ("(4,)", "got (4, 1)"), GOOD[:, None]),
+            row("correct_rate", "int", ("floating", "int64"), TARGET, TypeError),
+            row("correct_rate", "column", ("(4,)", "got (4, 1)"), WINS[:, None]),
+            row("correct_rate", "above_1", ("[0, 1]", "got 1.5"), WINS + 1),
+            row("correct_rate", "nan", ("[0, 1]", "got nan"), WINS * NAN),
+            row("correct_rate", "meta", ("cpu", "meta"), WINS.to("meta")),
+        )
+    return tuple(rows)
 
 
 def lengths(
@@ -2571,6 +2636,61 @@ FAMILIES = (
            error=TypeError),
     called(TieAwareBradleyTerryLoss, "tie", "none", ("a tensor", "None"), ANSWERS, ANSWERS, None,
            error=TypeError),
+    *written(GRPOLoss, "policy_token_logps", "old_token_logps", "advantages", "mask",
+             "reference_token_logps", beta=0.1),
+    *not_numbers(GRPOLoss, "eps_low"),
+    hyper(GRPOLoss, "eps_low", -0.1, "[0, 1]", "-0.1"),
+    hyper(GRPOLoss, "eps_low", 1.5, "[0, 1]", "1.5"),
+    hyper(GRPOLoss, "eps_high", -0.1, "[0, inf]", "-0.1"),
+    hyper(GRPOLoss, "eps_high", NAN, "[0, inf]", "nan"),
+    hyper(GRPOLoss, "eps_high", "0.2", "a number", "str", error=TypeError),
+    hyper(GRPOLoss, "eps_high", 0.0, "(0, inf]", "0.0", variant="cispo", id="0_of_cispo"),
+    *at_least_0(GRPOLoss, "beta"),
+    hyper(GRPOLoss, "variant", "gspo", "'grpo', 'bnpo'", "'gspo'"),
+    hyper(GRPOLoss, "level", "group", "'token', 'sequence'", "'group'"),
+    hyper(GRPOLoss, "max_length", None, "an int", "NoneType", error=TypeError, variant="dr_grpo"),
+    hyper(GRPOLoss, "max_length", 0, "at least 1", "0", variant="dr_grpo"),
+    hyper(GRPOLoss, "max_length", 9, "None with variant='grpo'", "9"),
+    hyper(GRPOLoss, "delta", 1.2, "(1.2, inf)", "1.2"),
+    hyper(GRPOLoss, "delta", "4", "a number", "str", error=TypeError),
+    hyper(GRPOLoss, "delta", 4.0, "None with variant='cispo'", "4.0", variant="cispo",
+          id="of_cispo"),
+    called(GRPOLoss, "reference_token_logps", "missing", ("beta=0.1", "None"), LOGITS, LOGITS,
+           ANSWERS, torch.ones(4, 3), error=TypeError, beta=0.1),
+    called(GRPOLoss, "reference_token_logps", "not_used", ("None with beta=0", "Tensor"), LOGITS,
+           LOGITS, ANSWERS, torch.ones(4, 3), LOGITS, error=TypeError),
+    *written(StableReinforceLoss, "policy_token_logps", "old_token_logps", "advantages", "mask"),
+    *not_numbers(StableReinforceLoss, "clip_eps"),
+    hyper(StableReinforceLoss, "clip_eps", 1.5, "[0, 1]", "1.5"),
+    hyper(StableReinforceLoss, "ratio_min", 0.0, "(0, 1)", "0.0"),
+    hyper(StableReinforceLoss, "ratio_min", 1.0, "(0, 1)", "1.0"),
+    hyper(StableReinforceLoss, "ratio_max", 1.0, "(1, inf)", "1.0"),
+    hyper(StableReinforceLoss, "ratio_max", INF, "(1, inf)", "inf"),
+    *written(DecoupledPPOLoss, "policy_token_logps", "proximal_token_logps",
+             "behavior_token_logps", "advantages", "mask"),
+    *not_numbers(DecoupledPPOLoss, "clip_eps"),
+    hyper(DecoupledPPOLoss, "clip_eps", 1.5, "[0, 1]", "1.5"),
+    hyper(DecoupledPPOLoss, "clip_eps_high", -0.1, "[0, inf]", "-0.1"),
+    hyper(DecoupledPPOLoss, "dual_clip", 1.0, "(1, inf)", "1.0"),
+    hyper(DecoupledPPOLoss, "dual_clip", "3", "a number", "str", error=TypeError),
+    *not_numbers(DecoupledPPOLoss, "behave_cap"),
+    hyper(DecoupledPPOLoss, "behave_cap", 0.5, "[1, inf]", "0.5"),
+    hyper(DecoupledPPOLoss, "behave_mode", "drop", "'mask', 'clamp', 'unweighted'", "'drop'"),
+    *written(NFTLoss, "policy_token_logps", "old_token_logps", "mask", "correct", "correct_rate"),
+    *not_numbers(NFTLoss, "eps"),
+    hyper(NFTLoss, "eps", 0.0, "(0, 1]", "0.0"),
+    hyper(NFTLoss, "eps", 1.5, "(0, 1]", "1.5"),
+    *at_least_0(NFTLoss, "neg_weight"),
+    hyper(NFTLoss, "prompt_weight", None, "'dr_grpo', 'grpo', 'none'", "None"),
+    hyper(NFTLoss, "ratio_level", "group", "'token', 'sequence'", "'group'"),
+    hyper(NFTLoss, "rate_clip", 0.02, "two numbers", "float", error=TypeError),
+    hyper(NFTLoss, "rate_clip", (0.02,), "two numbers", "(0.02,)"),
+    hyper(NFTLoss, "rate_clip", (0.0, 0.98), "(0, 1)", "0.0"),
+    hyper(NFTLoss, "rate_clip", (0.02, 1.0), "(0, 1)", "1.0"),
+    hyper(NFTLoss, "rate_clip", (0.9, 0.1), "the smaller number first", "(0.9, 0.1)"),
+    hyper(NFTLoss, "rate_clip", (0.1, "0.9"), "a number", "str", error=TypeError),
+    hyper(NFTLoss, "log_ratio_max", 0.0, "(0, inf)", "0.0"),
+    hyper(NFTLoss, "log_ratio_max", INF, "(0, inf)", "inf"),
     *not_numbers(SRPOLoss, "alpha"),
     hyper(SRPOLoss, "alpha", 1.5, "[0, 1]", "1.5"),
     hyper(SRPOLoss, "alpha", -0.5, "[0, 1]", "-0.5"),

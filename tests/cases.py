@@ -37,6 +37,7 @@ from lossary import (
     CPOLoss,
     CrammerSingerLoss,
     CREAMLoss,
+    DecoupledPPOLoss,
     DirectCoverageLoss,
     DiscoPOPLoss,
     DNOLoss,
@@ -54,6 +55,7 @@ from lossary import (
     GradAscentLoss,
     GradDiffLoss,
     GradientSimilarityFocalLoss,
+    GRPOLoss,
     HingePreferenceLoss,
     IBPRobustCrossEntropyLoss,
     IBPTightnessRegularizer,
@@ -76,6 +78,7 @@ from lossary import (
     NashMPLoss,
     NCALoss,
     NCELoss,
+    NFTLoss,
     NormalizedCrossEntropyLoss,
     NormalizedLogisticLoss,
     NPOLoss,
@@ -105,6 +108,7 @@ from lossary import (
     SRATLoss,
     SRPOLoss,
     StableMaxCrossEntropyLoss,
+    StableReinforceLoss,
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
     TaylorSoftmaxLoss,
@@ -294,6 +298,15 @@ def told(*shapes):
         logps = [-torch.rand(size, generator=generator) - 0.125 for size in sizes]
         masks = [torch.rand(size, generator=generator) < 0.7 for size in sizes]
         return *(x.to(dtype) for x in logps), *masks
+def written(old=1, *, of_tokens=False, reference=False):
+    """Draw log-probabilities of tokens, of a policy and old ones, advantages, a mask."""
+
+    def draw(n, dtype, generator):
+        logps = torch.randn(2 + old, n, 3, dtype=dtype, generator=generator)
+        shape = (n, 3) if of_tokens else (n,)
+        advantages = torch.randn(shape, dtype=dtype, generator=generator)
+        mask = torch.rand(n, 3, generator=generator) < 0.7
+        return *logps[:-1], advantages, mask, *logps[-1:][:reference]
 
     return draw
 
@@ -317,6 +330,14 @@ def rated_tokens(masked=False):
         wins = torch.rand(n, dtype=dtype, generator=generator)
         mask = torch.rand(n, 3, generator=generator) < 0.6
         return (*logps, wins, mask) if masked else (*logps, wins)
+def marked(spread=1.0):
+    """Draw log-probabilities of tokens, a mask, which answers are right, and the shares."""
+
+    def draw(n, dtype, generator):
+        logps = torch.randn(2, n, 3, dtype=dtype, generator=generator)
+        mask, right = (torch.rand(n, k, generator=generator) < 0.7 for k in (3, 1))
+        rate = 0.125 + 0.375 * torch.rand(n, dtype=dtype, generator=generator)
+        return logps[0], logps[0] + spread * logps[1], mask, right[:, 0], rate
 
     return draw
 
@@ -504,6 +525,11 @@ FLAT_KEYS = (
     "tv",
 )
 FAR_KINK = {"property:smoothness": "the kink is at a log-ratio of 10, farther than what is drawn"}
+NO_KINK = {"property:smoothness": "the kink is at a log-ratio of 20, farther than what is drawn"}
+#: Of policy losses.
+OF_A_SURROGATE = "the gradient is not that of the value"
+SURROGATE = dict.fromkeys(("gradcheck", "gradgradcheck", "forward_mode"), OF_A_SURROGATE)
+SURROGATE_ONCE = dict.fromkeys(("gradcheck", "forward_mode"), OF_A_SURROGATE)
 OF_RANKS = dict.fromkeys(("weights", "attached_zero"), "values are of ranks: there is no weight")
 
 #: The stored directions are of a policy and a reference.
@@ -1370,6 +1396,59 @@ CASES: dict[str, list[Case]] = {
             lambda: SparsePreferenceLoss(0.7, 0.0),
             doubted(kept_tokens),
             OF_MASKS | without_doubt("bounds"),
+    "GRPOLoss": [
+        Case("default", GRPOLoss, written()),
+        *(
+            Case(variant, lambda v=variant: GRPOLoss(0.1, 0.3, variant=v), written())
+            for variant in ("bnpo", "dapo")
+        ),
+        Case(
+            "dr_grpo",
+            lambda: GRPOLoss(variant="dr_grpo", max_length=5),
+            written(of_tokens=True),
+        ),
+        Case("reference", lambda: GRPOLoss(beta=0.04), written(reference=True)),
+        Case(
+            "bnpo reference",
+            lambda: GRPOLoss(beta=0.4, variant="bnpo", delta=2.0, reduction="batchmean"),
+            written(reference=True),
+        ),
+        Case("sequence", lambda: GRPOLoss(0.1, level="sequence"), written()),
+        Case("cispo", lambda: GRPOLoss(variant="cispo"), written(), SURROGATE),
+        Case(
+            "cispo sequence",
+            lambda: GRPOLoss(eps_high=1.0, variant="cispo", level="sequence", beta=0.04),
+            written(reference=True),
+            SURROGATE,
+        ),
+        Case("without clipping", lambda: GRPOLoss(1.0, math.inf), written(), NO_KINK),
+    ],
+    "StableReinforceLoss": [
+        Case("default", StableReinforceLoss, written()),
+        Case("close", lambda: StableReinforceLoss(0.1, 0.5, 2.0), written()),
+        Case("of tokens", StableReinforceLoss, written(of_tokens=True)),
+    ],
+    "DecoupledPPOLoss": [
+        Case("default", DecoupledPPOLoss, written(2)),
+        Case(
+            "clamp",
+            lambda: DecoupledPPOLoss(0.2, 0.3, 1.5, 1.5, "clamp"),
+            written(2),
+        ),
+        Case(
+            "unweighted",
+            lambda: DecoupledPPOLoss(behave_mode="unweighted", reduction="batchmean"),
+            written(2, of_tokens=True),
+        ),
+    ],
+    "NFTLoss": [
+        Case("default", NFTLoss, marked(), SURROGATE_ONCE),
+        Case("close", lambda: NFTLoss(1e-3), marked(0.125)),
+        Case("grpo", lambda: NFTLoss(0.5, 0.5, "grpo"), marked(), SURROGATE_ONCE),
+        Case(
+            "sequence",
+            lambda: NFTLoss(1e-3, prompt_weight="none", ratio_level="sequence"),
+            marked(0.125),
         ),
     ],
     "SRPOLoss": [

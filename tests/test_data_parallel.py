@@ -16,6 +16,7 @@ from lossary import (
     ALDRKLLoss,
     CompSumLoss,
     GlobalContrastiveLoss,
+    GRPOLoss,
     InfoNCELoss,
     LDRKLLoss,
     LinearLogits,
@@ -318,6 +319,26 @@ def _lengths(rank, world_size):
     close(value / world_size, loss(logps, lengths))
 
 
+def _tokens(rank, world_size):
+    """Of policy losses: the mean of all tokens, or of all answers, one of which has none."""
+    rows, shape = slice(*BOUNDS[world_size][0][rank : rank + 2]), (ROWS, 4)
+    policy, old = torch.linspace(-2.0, -1.0, 4 * ROWS, dtype=F64).view(shape), torch.ones(shape)
+    advantages = torch.linspace(-1.0, 2.0, ROWS, dtype=F64)
+    mask = torch.arange(4) < torch.arange(ROWS).unsqueeze(1) % 5
+    every = policy, -1.5 * old, advantages, mask
+    for variant, counts in (("dapo", mask), ("grpo", mask.new_ones(ROWS))):
+        loss, leaf = GRPOLoss(variant=variant), policy[rows].clone().requires_grad_()
+        n = global_normalizer(counts[rows])
+        value = loss(leaf, *(x[rows] for x in every[1:]), normalizer=n)
+        (own,) = torch.autograd.grad(value, leaf)
+        value = value.detach()
+        dist.all_reduce(value)
+        close(value / world_size, loss(*every), variant)
+        (wanted,) = torch.autograd.grad(loss(policy.requires_grad_(), *every[1:]), policy)
+        close(own / world_size, wanted[rows], variant)
+        assert not torch.allclose(value / world_size, loss(*(x[rows] for x in every)).detach())
+
+
 def _groups(rank, world_size):
     """Of the processes of a group, and the weights of those alone."""
     alone = [dist.new_group([r]) for r in range(world_size)]
@@ -501,6 +522,7 @@ def _all(rank, world_size):
     _batchmean(rank, world_size)
     _the_plain_mean_is_not_it(rank, world_size)
     _lengths(rank, world_size)
+    _tokens(rank, world_size)
     _groups(rank, world_size)
     _nothing_left(rank, world_size)
     _coupled_losses(rank, world_size)

@@ -32,8 +32,8 @@ def expm1(x: Tensor) -> Tensor:
 
 
 def exp_remainder(x: Tensor) -> Tensor:
-    """Return exp(x) - 1 - x for x <= 0, which is x^2/2 near 0, to full relative accuracy."""
-    near = x > -0.5
+    """Return exp(x) - 1 - x, which is x^2/2 near 0, and its slope to full relative accuracy."""
+    near = x.abs() < 0.5
     y = torch.where(near, x, 0.0)
     series = torch.ones_like(y)
     for n in range(15, 2, -1):  # 0.5^14/16! is below the rounding of 1/2

@@ -32,6 +32,10 @@ class SequenceLoss(Loss):
             cls._names = tuple(p.name for p in inputs)
             cls._optional = tuple(p.name for p in inputs if p.default is None)
 
+    def _shape_of_values(self, like: Tensor) -> torch.Size:
+        """Return the shape of the values, for inputs of which the first is ``like``."""
+        return like.shape
+
     def _lengths_needed(self) -> tuple[bool, str]:
         """Return whether lengths are taken, and what decides that."""
         return True, ""
@@ -47,7 +51,7 @@ class SequenceLoss(Loss):
         check_floating(first, like)
         if weight is not None:
             check_weight_type("weight", weight)
-            _check_weight(weight, like.shape, like)
+            _check_weight(weight, self._shape_of_values(like), like)
         for name, x in inputs.items():
             if name.endswith("lengths"):
                 self._check_lengths(name, x, first, like, weight)
