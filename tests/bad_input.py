@@ -1181,6 +1181,8 @@ def of_segments(loss: type[Loss], names: tuple[str, ...]) -> tuple[Row, ...]:
         label("nan_beside_weight_0", ("[0, 1]", "nan"), WINS * NAN,
               weight=torch.tensor([0.0, 1.0, 1.0, 1.0])),
     )  # fmt: skip
+
+
 def written(loss: type[Loss], *names: str, **options: Any) -> tuple[Row, ...]:
     """What no loss of tokens takes, for its inputs by these names."""
     good = {

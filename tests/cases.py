@@ -298,6 +298,8 @@ def told(*shapes):
         logps = [-torch.rand(size, generator=generator) - 0.125 for size in sizes]
         masks = [torch.rand(size, generator=generator) < 0.7 for size in sizes]
         return *(x.to(dtype) for x in logps), *masks
+
+
 def written(old=1, *, of_tokens=False, reference=False):
     """Draw log-probabilities of tokens, of a policy and old ones, advantages, a mask."""
 
@@ -330,6 +332,8 @@ def rated_tokens(masked=False):
         wins = torch.rand(n, dtype=dtype, generator=generator)
         mask = torch.rand(n, 3, generator=generator) < 0.6
         return (*logps, wins, mask) if masked else (*logps, wins)
+
+
 def marked(spread=1.0):
     """Draw log-probabilities of tokens, a mask, which answers are right, and the shares."""
 
@@ -1396,6 +1400,8 @@ CASES: dict[str, list[Case]] = {
             lambda: SparsePreferenceLoss(0.7, 0.0),
             doubted(kept_tokens),
             OF_MASKS | without_doubt("bounds"),
+        ),
+    ],
     "GRPOLoss": [
         Case("default", GRPOLoss, written()),
         *(
