@@ -101,6 +101,13 @@ from lossary.preference import (
 from lossary.reference_free import CPOLoss, LogicPreferenceLoss, ORPOLoss, SimPOLoss
 from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
 from lossary.segments import CPLLoss
+from lossary.sequence_policy import (
+    DirectAdvantageLoss,
+    FDPGLoss,
+    P3OLoss,
+    SuperHFLoss,
+    best_of_k,
+)
 from lossary.sequences import (
     SequenceNLLLoss,
     ld_sequence_logps,
@@ -115,6 +122,7 @@ from lossary.softmax_alternatives import (
     TaylorSoftmaxLoss,
     ZLoss,
 )
+from lossary.surrogate import TargetSurrogateLoss
 from lossary.theory import (
     comp_sum_conditional_minimum,
     comp_sum_gamma,
@@ -122,6 +130,7 @@ from lossary.theory import (
     logistic_regret_bound,
 )
 from lossary.unpaired import BCOLoss, KTOLoss
+from lossary.value import MartingaleLoss
 
 __all__ = [
     "ALDRKLLoss",
@@ -149,6 +158,7 @@ __all__ = [
     "DPOLoss",
     "DPOPLoss",
     "DempsterShaferCombination",
+    "DirectAdvantageLoss",
     "DirectCoverageLoss",
     "DiscoPOPLoss",
     "EXOLoss",
@@ -157,6 +167,7 @@ __all__ = [
     "EvidentialEngagementWeighting",
     "EvidentialLoss",
     "ExpectedCalibrationError",
+    "FDPGLoss",
     "FeatureSeparationLoss",
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
@@ -178,6 +189,7 @@ __all__ = [
     "LogitAdjustmentLoss",
     "LogitZRegularizer",
     "Loss",
+    "MartingaleLoss",
     "MixupNDCGLoss",
     "MixupRankingLoss",
     "MulticlassMAELoss",
@@ -187,6 +199,7 @@ __all__ = [
     "NormalizedLogisticLoss",
     "OPIS",
     "ORPOLoss",
+    "P3OLoss",
     "PairwisePreferenceLoss",
     "PolyLoss",
     "Properties",
@@ -207,10 +220,12 @@ __all__ = [
     "SmoothAdversarialCompSumLoss",
     "SphericalSoftmaxLoss",
     "StableMaxCrossEntropyLoss",
+    "SuperHFLoss",
     "SymmetricConsistencyLoss",
     "SymmetricCrossEntropyLoss",
     "TCMLoss",
     "TLCLoss",
+    "TargetSurrogateLoss",
     "TaylorSoftmaxLoss",
     "TruncatedGCELoss",
     "TwoWayGlobalContrastiveLoss",
@@ -219,6 +234,7 @@ __all__ = [
     "ZLoss",
     "adaptive_cauchy_scale",
     "adaptive_threshold",
+    "best_of_k",
     "comp_sum_conditional_minimum",
     "comp_sum_gamma",
     "comp_sum_transform",
