@@ -496,7 +496,7 @@ class SuperHFLoss(Loss):
         >>> rewards = torch.tensor([0.3, 0.9])
         >>> loss = SuperHFLoss()
         >>> loss(logits, labels, torch.zeros_like(logits), weight=best_of_k(rewards))
-        tensor(1.3167)
+        tensor(1.3170)
     """
 
     def __init__(

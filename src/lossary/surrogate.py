@@ -24,7 +24,7 @@ from lossary._softmax import readable
 
 
 class TargetSurrogateLoss(Loss):
-    r"""Target-based surrogate (SSO): a loss of a model's outputs, linear from those of one moment on.
+    r"""Target-based surrogate (SSO): a loss of a model's outputs, asked once for several steps.
 
     .. math:: \ell_i(z) = \langle g_i, z_i \rangle + \frac1\eta D(z_i, z_{t,i}), \qquad
               g_i = \frac{\partial}{\partial z_i} \sum_j \operatorname{loss}(z_{t,j}),
