@@ -310,6 +310,10 @@ def test_what_is_not_in_the_window():
     with pytest.raises(ValueError, match="target_log_scores"):
         loss.train()(logps, scores[:1], proposal, log_z)
     assert loss.baseline_rewards.tolist() == [0, 1, 4, 2, 7]
+    with pytest.raises(
+        ValueError, match="policy_logps: expected device meta, where the state lies"
+    ):
+        FDPGLoss().to("meta")(logps, scores, proposal, log_z)
     alone = FDPGLoss("kl", False)
     alone(logps, scores, proposal, log_z)
     assert alone.baseline() == alone.baseline_count == 0

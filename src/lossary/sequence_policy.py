@@ -385,11 +385,6 @@ class FDPGLoss(_PolicyLoss, TrainingState):
     def _remember(self, rewards: Tensor, weight: Tensor | None) -> None:
         """Put the rewards of all processes into the window, behind those that are in it."""
         window, count = self.baseline_rewards, self.baseline_count
-        if window.device != rewards.device:
-            raise ValueError(
-                f"policy_logps: expected device {window.device}, where the state lies (move the "
-                f"loss with to()), got {rewards.device}"
-            )
         there = ~rewards.isnan()
         if weight is not None:
             there &= weight != 0
@@ -418,6 +413,11 @@ class FDPGLoss(_PolicyLoss, TrainingState):
     def _check_inputs(self, inputs: dict[str, Any], weight: Tensor | None) -> None:
         super()._check_inputs(inputs, weight)
         log_z, policy = inputs["log_z"], inputs["policy_logps"]
+        if self.baseline_count.device != policy.device:
+            raise ValueError(
+                f"policy_logps: expected device {self.baseline_count.device}, where the state lies "
+                f"(move the loss with to()), got {policy.device}"
+            )
         if not isinstance(log_z, Tensor):
             check_number("log_z", log_z, low_open=True, high_open=True)
             return

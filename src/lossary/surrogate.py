@@ -32,8 +32,8 @@ class TargetSurrogateLoss(Loss):
 
     Where the loss is dear (its targets come from a simulator, an expert, another model) and the
     network cheap: ask it once a batch, at the outputs z_t of the moment (``anchor``), and then take
-    several steps of any optimiser on this, which needs no targets. **The value is not that of the
-    loss**: it bounds it but for a constant, and its gradient at z_t is the loss's.
+    several steps of any optimiser on this, which needs no targets. **The value is a surrogate**,
+    not that of the loss: it bounds it but for a constant, and its gradient at z_t is the loss's.
 
     Args:
         loss: a :class:`lossary.Loss`, whose reduction is then of no account; or any function or
