@@ -475,6 +475,17 @@ def test_superhf_of_tokens_that_the_reference_never_says():
     assert loss(logits, labels, torch.zeros_like(reference)) == INF
 
 
+def test_superhf_has_no_negative_divergence():
+    # Of distributions that agree up to rounding.
+    logits = 3 * draw(200, 1, 7).float()
+    moved = logits + 1e-7 * draw(200, 1, 7, seed=1).float() + 5.0
+    labels = torch.zeros(200, 1, dtype=torch.long)
+    log_p, log_r = moved.log_softmax(-1), logits.log_softmax(-1)
+    assert (log_r.exp() * (log_r - log_p)).sum(-1).min() < -1e-8
+    values = each(SuperHFLoss, moved, labels, logits, kl_coef=1e6, shift=False)
+    assert (values >= each(SuperHFLoss, moved, labels, kl_coef=0.0, shift=False)).all()
+
+
 def test_superhf_in_half_precision():
     logits, labels, reference, mask = language()
     low = logits.bfloat16(), labels, reference.bfloat16(), mask

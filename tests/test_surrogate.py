@@ -222,8 +222,9 @@ def test_an_anchor_is_kept_and_copied_with_the_loss_but_not_saved():
         again.anchor(z, TARGET)
     close(again(other), expected)
     close(at(CE, z.clone().requires_grad_() * 1.0, TARGET)(other), expected)
-    assert isinstance(again.loss, CompSumLoss)
-    assert CE.reduction == "none"
+    wrapped = CompSumLoss()
+    close(at(wrapped, z, TARGET)(other), expected)
+    assert wrapped.reduction == "mean"
     assert again.float().anchor_z.dtype is F32
 
 
@@ -270,6 +271,7 @@ def test_half_precision():
     assert found.dtype is F32
     close(found.double(), at(CE, z.double(), TARGET)(other.double()), 1e-6, 1e-6)
     # Anchored in another precision.
+    assert at(CE, z.double(), TARGET)(other.float()).dtype is F32
     close(at(CE, z, TARGET)(other.double()), at(CE, z.double(), TARGET)(other.double()), 1e-6, 1e-6)
 
 

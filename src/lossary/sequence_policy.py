@@ -314,7 +314,7 @@ class FDPGLoss(_PolicyLoss, TrainingState):
 
     Reference:
         Go, Korbak, Kruszewski, Rozen, Ryu, Dymetman, "Aligning Language Models with Preferences
-        through f-divergence Minimization", 2023, table 1. Verified against the authors' code.
+        through f-divergence Minimization", 2023. Verified against the authors' code.
 
     Example:
         >>> import torch
@@ -524,8 +524,7 @@ class SuperHFLoss(Loss):
         mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the loss of every answer, unreduced, and which have tokens."""
-        if self.kl_coef:
-            check_in_memory(logits, "the divergence from the reference")
+        check_in_memory(logits, "the divergence from a reference")
         logps = token_logps(logits, labels, mask, ignore_index=self.ignore_index, shift=self.shift)
         present = labels != self.ignore_index
         if mask is not None:
