@@ -39,6 +39,7 @@ from lossary import (
     CrammerSingerLoss,
     CREAMLoss,
     DecoupledPPOLoss,
+    DirectAdvantageLoss,
     DirectCoverageLoss,
     DiscoPOPLoss,
     DNOLoss,
@@ -48,6 +49,7 @@ from lossary import (
     EnsLoss,
     EvidentialLoss,
     EXOLoss,
+    FDPGLoss,
     FeatureSeparationLoss,
     FLATLoss,
     FocalLoss,
@@ -73,6 +75,7 @@ from lossary import (
     LogitAdjustmentLoss,
     LogitZRegularizer,
     Loss,
+    MartingaleLoss,
     MixupNDCGLoss,
     MixupRankingLoss,
     MulticlassMAELoss,
@@ -87,6 +90,7 @@ from lossary import (
     ORPOLoss,
     PairwiseRankNetLoss,
     PartialReturnPreferenceLoss,
+    P3OLoss,
     PolyLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
@@ -109,8 +113,10 @@ from lossary import (
     SRATLoss,
     SRPOLoss,
     StableReinforceLoss,
+    SuperHFLoss,
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
+    TargetSurrogateLoss,
     TCMLoss,
     TieAwareBradleyTerryLoss,
     TLCLoss,
@@ -188,6 +194,7 @@ def hyper(
     loss: type[Loss],
     argument: str,
     value: Any,
+    /,
     *says: str,
     error: type[Exception] = ValueError,
     id: str | None = None,
@@ -198,7 +205,7 @@ def hyper(
     return Row(id, argument, says, error, loss, {argument: value, **others})
 
 
-def not_numbers(loss: type[Loss], argument: str, **others: Any) -> tuple[Row, ...]:
+def not_numbers(loss: type[Loss], argument: str, /, **others: Any) -> tuple[Row, ...]:
     """What no numeric hyper-parameter takes."""
     what = {"bool": True, "str": "1.0", "NoneType": None, "list": [1.0], "complex": 1j}
     return tuple(
@@ -1398,6 +1405,66 @@ def unlearning() -> tuple[Row, ...]:
         called(GradDiffLoss, "retain_logps", "short", ("(4,)", "(3,)"), x, x[:3], long, long),
         hyper(CEULoss, "entropy", None, "True, False", "None"),
     )  # fmt: skip
+
+
+def numbers_of_answers(loss: type[Loss], names: tuple[str, ...], *more: Any) -> tuple[Row, ...]:
+    """What a loss of several numbers per answer does not take; ``more`` stands behind them."""
+
+    def with_one(i: int, value: Any) -> list[Any]:
+        return [*(value if j == i else ANSWERS for j in range(len(names))), *more]
+
+    def row(i: int, id: str, says: tuple[str, ...], value: Any, error=ValueError) -> Row:
+        return called(loss, names[i], id, says, *with_one(i, value), error=error)
+
+    good = with_one(0, ANSWERS)
+    return (
+        *(
+            r
+            for i in range(len(names))
+            for r in (
+                row(i, "list", ("a tensor", "list"), [1.0] * 4, TypeError),
+                row(i, "none", ("a tensor", "NoneType"), None, TypeError),
+                row(i, "int", ("floating", "int64"), TARGET, TypeError),
+                *(
+                    (
+                        row(i, "column", ("(4,)", "got (4, 1)"), ANSWERS[:, None]),
+                        row(i, "short", ("(4,)", "got (3,)"), ANSWERS[:3]),
+                        row(i, "number", ("(4,)", "got ()"), ANSWERS[0]),
+                        row(i, "meta", ("device cpu", "meta"), ANSWERS.to("meta")),
+                    )
+                    * (i > 0)
+                ),
+            )
+        ),
+        called(loss, "weight", "column", ("(4,)", "got (4, 1)"), *good,
+               keywords={"weight": torch.ones(4, 1)}),
+        called(loss, "weight", "int", ("float or bool", "int64"), *good,
+               keywords={"weight": torch.ones(4).long()}, error=TypeError),
+    )  # fmt: skip
+
+
+#: What SuperHF and the martingale loss take, in order.
+WRITTEN = {
+    "logits": torch.zeros(2, 3, 4),
+    "labels": torch.ones(2, 3, dtype=torch.long),
+    "reference_logits": torch.zeros(2, 3, 4),
+    "mask": torch.ones(2, 3),
+}
+PATHS = {
+    "values": torch.zeros(2, 3),
+    "rewards": torch.zeros(2, 3),
+    "terminal": torch.zeros(2),
+    "dt": torch.ones(3),
+}
+
+
+def changed(
+    loss: type[Loss], good: dict[str, Any], name: str, id: str, says: tuple[str, ...], value: Any,
+    error: type[Exception] = ValueError, argument: str | None = None, **options: Any,
+) -> Row:  # fmt: skip
+    """A call in which one input is wrong."""
+    inputs = [*(good | {name: value}).values()]
+    return called(loss, argument or name, id, says, *inputs, error=error, **options)
 
 
 def generative() -> tuple[Row, ...]:
@@ -2719,4 +2786,96 @@ FAMILIES = (
            error=TypeError),
     called(SequenceNLLLoss, "policy_logps", "none", ("a tensor", "NoneType"), None, TARGET + 1,
            error=TypeError),
+    *not_numbers(P3OLoss, "clip"),
+    hyper(P3OLoss, "clip", 0.0, "(0, inf]", "got 0.0"),
+    hyper(P3OLoss, "clip", NAN, "(0, inf]", "nan"),
+    hyper(P3OLoss, "variant", "v1", "'separate', 'joint'", "'v1'"),
+    *numbers_of_answers(P3OLoss, ("policy_logps_1", "policy_logps_2", "old_logps_1", "old_logps_2",
+                                  "reward_1", "reward_2")),
+    *not_numbers(DirectAdvantageLoss, "beta"),
+    hyper(DirectAdvantageLoss, "beta", 0.0, "(0, inf)", "got 0.0"),
+    hyper(DirectAdvantageLoss, "beta", INF, "(0, inf)", "got inf"),
+    *numbers_of_answers(DirectAdvantageLoss, ("policy_step_logps", "reference_step_logps",
+                                              "advantage")),
+    hyper(FDPGLoss, "divergence", "forward_kl", "'kl', 'reverse_kl', 'js'", "'forward_kl'"),
+    hyper(FDPGLoss, "use_baseline", None, "True, False", "None"),
+    hyper(FDPGLoss, "baseline_window", 0, "at least 1", "got 0"),
+    hyper(FDPGLoss, "baseline_window", 10.0, "an int", "float", error=TypeError),
+    *not_numbers(FDPGLoss, "max_log_ratio"),
+    hyper(FDPGLoss, "max_log_ratio", 0.0, "(0, inf)", "got 0.0"),
+    hyper(FDPGLoss, "max_log_ratio", INF, "(0, inf)", "got inf"),
+    *numbers_of_answers(FDPGLoss, ("policy_logps", "target_log_scores", "proposal_logps"), 0.0),
+    *(
+        called(FDPGLoss, "log_z", id, says, ANSWERS, ANSWERS, ANSWERS, value, error=error)
+        for id, says, value, error in (
+            ("none", ("a number", "NoneType"), None, TypeError),
+            ("inf", ("(-inf, inf)", "got inf"), INF, ValueError),
+            ("int_tensor", ("floating", "int64"), torch.tensor(1), TypeError),
+            ("short", ("(4,)", "got (3,)"), ANSWERS[:3], ValueError),
+            ("column", ("(4,)", "got (4, 1)"), ANSWERS[:, None], ValueError),
+        )
+    ),
+    called(FDPGLoss, "update", "none", ("True, False", "None"), *[ANSWERS] * 3, 0.0, None),
+    *at_least_0(SuperHFLoss, "kl_coef"),
+    *at_least_0(SuperHFLoss, "inverse_coef"),
+    hyper(SuperHFLoss, "ignore_index", 1.0, "an int", "float", error=TypeError),
+    hyper(SuperHFLoss, "shift", None, "True, False", "None"),
+    *(
+        changed(SuperHFLoss, WRITTEN, name, id, says, value, error)
+        for name, id, says, value, error in (
+            ("logits", "rows", ("(N, T, V)", "(2, 3)"), torch.zeros(2, 3), ValueError),
+            ("logits", "int", ("floating", "int64"), torch.zeros(2, 3, 4).long(), TypeError),
+            ("logits", "streamed", ("a tensor", "LinearLogits"),
+             LinearLogits(torch.zeros(2, 3, 2), torch.zeros(4, 2)), TypeError),
+            ("labels", "float", ("integers", "float32"), torch.zeros(2, 3), TypeError),
+            ("labels", "shifted", ("(2, 3)", "(2, 2)"), torch.ones(2, 2).long(), ValueError),
+            ("labels", "V", ("[0, 4)", "got 4"), torch.full((2, 3), 4), ValueError),
+            ("reference_logits", "none", ("a tensor", "NoneType"), None, TypeError),
+            ("reference_logits", "vocabulary", ("(2, 3, 4)", "(2, 3, 5)"), torch.zeros(2, 3, 5),
+             ValueError),
+            ("reference_logits", "shifted", ("(2, 3, 4)", "(2, 2, 4)"), torch.zeros(2, 2, 4),
+             ValueError),
+            ("mask", "shifted", ("(2, 3)", "(2, 2)"), torch.ones(2, 2), ValueError),
+            ("mask", "two", ("0 and 1", "got 2"), torch.full((2, 3), 2.0), ValueError),
+        )
+    ),
+    called(SuperHFLoss, "weight", "tokens", ("(2,)", "(2, 3)"), *WRITTEN.values(),
+           keywords={"weight": torch.ones(2, 3)}),
+    *at_least_0(MartingaleLoss, "discount"),
+    *(
+        changed(MartingaleLoss, PATHS, name, id, says, value, error)
+        for name, id, says, value, error in (
+            ("values", "none", ("a tensor", "NoneType"), None, TypeError),
+            ("values", "int", ("floating", "int64"), torch.zeros(2, 3).long(), TypeError),
+            ("values", "long", ("(2, 3) or (2, 4)", "(2, 5)"), torch.zeros(2, 5), ValueError),
+            ("values", "row", ("(2, 3) or (2, 4)", "got (3,)"), torch.zeros(3), ValueError),
+            ("values", "short", ("(2, 3) or (2, 4)", "(1, 3)"), torch.zeros(1, 3), ValueError),
+            ("rewards", "vector", ("(N, K)", "(3,)"), torch.zeros(3), ValueError),
+            ("rewards", "no_steps", ("K >= 1", "(2, 0)"), torch.zeros(2, 0), ValueError),
+            ("rewards", "list", ("a tensor", "list"), [[0.0] * 3] * 2, TypeError),
+            ("rewards", "meta", ("device cpu", "meta"), torch.zeros(2, 3).to("meta"), ValueError),
+            ("terminal", "column", ("(2,)", "(2, 1)"), torch.zeros(2, 1), ValueError),
+            ("terminal", "number", ("a tensor", "float"), 0.0, TypeError),
+            ("terminal", "meta", ("device cpu", "meta"), torch.zeros(2).to("meta"), ValueError),
+            ("dt", "zero", ("(0, inf)", "got 0.0"), 0.0, ValueError),
+            ("dt", "none", ("a number", "NoneType"), None, TypeError),
+            ("dt", "int_tensor", ("floating", "int64"), torch.ones(3).long(), TypeError),
+            ("dt", "of_trajectories", ("(3,)", "got (2,)"), torch.ones(2), ValueError),
+            ("dt", "column", ("(2, 3)", "got (2, 1)"), torch.ones(2, 1), ValueError),
+            ("dt", "negative", (">= 0", "got -1"), -torch.ones(3), ValueError),
+            ("dt", "nan", ("finite", "got nan"), torch.full((2, 3), NAN), ValueError),
+            ("dt", "inf", ("finite", "got inf"), torch.full((3,), INF), ValueError),
+            ("dt", "meta", ("device cpu", "meta"), torch.ones(3).to("meta"), ValueError),
+        )
+    ),
+    called(MartingaleLoss, "weight", "steps", ("(2,)", "(2, 3)"), *PATHS.values(),
+           keywords={"weight": torch.ones(2, 3)}),
+    hyper(TargetSurrogateLoss, "loss", None, "a loss or a function", "NoneType", error=TypeError),
+    hyper(TargetSurrogateLoss, "loss", "mse", "a loss or a function", "str", error=TypeError),
+    *not_numbers(TargetSurrogateLoss, "eta", loss=torch.square),
+    hyper(TargetSurrogateLoss, "eta", 0.0, "(0, inf)", "got 0.0", loss=torch.square),
+    hyper(TargetSurrogateLoss, "eta", INF, "(0, inf)", "got inf", loss=torch.square),
+    hyper(TargetSurrogateLoss, "divergence", "l2", "'euclidean', 'kl'", "'l2'", loss=torch.square),
+    Row("TargetSurrogateLoss_anchor_missing", "anchor", ("anchor(z, ...)", "got none"),
+        RuntimeError, TargetSurrogateLoss, {"loss": torch.square}, (LOGITS,)),
 )  # fmt: skip

@@ -38,6 +38,7 @@ from lossary import (
     CrammerSingerLoss,
     CREAMLoss,
     DecoupledPPOLoss,
+    DirectAdvantageLoss,
     DirectCoverageLoss,
     DiscoPOPLoss,
     DNOLoss,
@@ -47,6 +48,7 @@ from lossary import (
     EnsLoss,
     EvidentialLoss,
     EXOLoss,
+    FDPGLoss,
     FeatureSeparationLoss,
     FLATLoss,
     FocalLoss,
@@ -71,6 +73,7 @@ from lossary import (
     LogitAdjustmentLoss,
     LogitZRegularizer,
     Loss,
+    MartingaleLoss,
     MixupNDCGLoss,
     MixupRankingLoss,
     MulticlassMAELoss,
@@ -86,6 +89,7 @@ from lossary import (
     ORPOLoss,
     PairwiseRankNetLoss,
     PartialReturnPreferenceLoss,
+    P3OLoss,
     PolyLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
@@ -109,8 +113,10 @@ from lossary import (
     SRPOLoss,
     StableMaxCrossEntropyLoss,
     StableReinforceLoss,
+    SuperHFLoss,
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
+    TargetSurrogateLoss,
     TaylorSoftmaxLoss,
     TCMLoss,
     TieAwareBradleyTerryLoss,
@@ -1885,6 +1891,135 @@ CASES |= {
             for r in (0.0, 0.3, 1.0)
         ),
         Case("one bag", AggregateResponseLoss, bags(4), OF_BAGS),
+    ],
+}
+
+
+def of_answers(count):
+    """That many numbers for each answer."""
+
+    def draw(n, dtype, generator):
+        return tuple(torch.randn(count, n, dtype=dtype, generator=generator))
+
+    return draw
+
+
+def language(mask=False, vocabulary=4):
+    """Logits of a model and of its reference, labels of which some are ignored, and a mask."""
+
+    def draw(n, dtype, generator):
+        logits = torch.randn(2, n, 5, vocabulary, dtype=dtype, generator=generator)
+        labels = torch.randint(vocabulary, (n, 5), generator=generator)
+        labels[:, 0] = -100
+        there = torch.rand(n, 5, generator=generator) < 0.7
+        there[:, 2] = True
+        return logits[0], labels, logits[1], *([there] if mask else [])
+
+    return draw
+
+
+def trajectories(steps, more=1):
+    """Values, rewards, terminal rewards and lengths of the steps."""
+
+    def draw(n, dtype, generator):
+        def numbers(*shape):
+            return torch.randn(n, *shape, dtype=dtype, generator=generator)
+
+        length = 0.1 + torch.rand(n, steps, dtype=dtype, generator=generator)
+        return numbers(steps + more), numbers(steps), numbers(), length
+
+    return draw
+
+
+def anchored(loss, *shape, targets=(), **options):
+    """Build a surrogate at an anchor of four samples."""
+
+    def build():
+        generator = torch.Generator().manual_seed(5)
+        z = torch.randn(4, *shape, dtype=torch.float64, generator=generator)
+        z = z.softmax(-1) if options.get("divergence") == "kl" else z
+        surrogate = TargetSurrogateLoss(loss, **options)
+        surrogate.anchor(z, *targets)
+        return surrogate
+
+    return build
+
+
+def outputs(*shape, positive=False):
+    def draw(n, dtype, generator):
+        z = torch.randn(n, *shape, dtype=dtype, generator=generator)
+        return (z.softmax(-1) if positive else z,)
+
+    return draw
+
+
+#: The samples are those of the anchor: no others, and none without the others.
+OF_ANCHOR = dict.fromkeys(
+    (
+        "empty_batch",
+        "weight_zero",
+        "normalizer",
+        "property:convex",
+        "property:smoothness",
+    ),
+    "the batch is that of the anchor",
+)
+OF_WINDOW = {"state_order": "the window holds the last rewards in the order in which they came"}
+#: What the stored counterexamples are not of.
+MASKED = {"property:bounds": "the stored direction has no mask"}
+OTHER_STEPS = dict.fromkeys(
+    ("property:bounds", "property:lipschitz"), "the stored direction is of two steps"
+)
+FOUR_CLASSES = torch.arange(4) % 3
+
+CASES |= {
+    "P3OLoss": [
+        Case("default", P3OLoss, of_answers(6), SURROGATE),
+        Case("joint", lambda: P3OLoss(0.5, "joint"), of_answers(6), SURROGATE),
+        Case("unclipped", lambda: P3OLoss(math.inf), of_answers(6), SURROGATE),
+    ],
+    "DirectAdvantageLoss": [
+        Case("default", DirectAdvantageLoss, of_answers(3)),
+        Case("beta=1", lambda: DirectAdvantageLoss(1.0), of_answers(3)),
+    ],
+    "FDPGLoss": [
+        Case("default", FDPGLoss, of_answers(4), SURROGATE | OF_WINDOW),
+        *(
+            Case(
+                f"{f} window={n}",
+                lambda f=f, n=n: FDPGLoss(f, baseline_window=n),
+                of_answers(4),
+                SURROGATE | OF_WINDOW,
+            )
+            for f in ("kl", "reverse_kl", "tv", "chi2", "reverse_chi2")
+            for n in (3, 100)
+        ),
+        Case("alone", lambda: FDPGLoss("kl", False), of_answers(4), SURROGATE),
+    ],
+    "SuperHFLoss": [
+        Case("default", SuperHFLoss, language(mask=True), MASKED),
+        Case("no mask", SuperHFLoss, language(vocabulary=2)),
+        Case("RAFT", lambda: SuperHFLoss(0.0), language(vocabulary=2)),
+        Case("inverse", lambda: SuperHFLoss(0.1, 0.3, shift=False), language()),
+    ],
+    "MartingaleLoss": [
+        Case("default", MartingaleLoss, trajectories(2, 0)),
+        Case("discount", lambda: MartingaleLoss(0.7), trajectories(4), OTHER_STEPS),
+    ],
+    "TargetSurrogateLoss": [
+        Case(
+            "default",
+            anchored(CompSumLoss(), 3, targets=(FOUR_CLASSES,)),
+            outputs(3),
+            OF_ANCHOR,
+        ),
+        Case(
+            "kl",
+            anchored(torch.square, 3, divergence="kl", eta=0.5),
+            outputs(3, positive=True),
+            OF_ANCHOR,
+        ),
+        Case("numbers", anchored(CauchyLoss(), targets=(torch.zeros(4),)), outputs(), OF_ANCHOR),
     ],
 }
 

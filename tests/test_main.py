@@ -71,6 +71,8 @@ def declared(name):
     given = {n: 3 if known[n].annotation is int else 1.0 for n in needs}
     if "class_counts" in needs:
         given["class_counts"] = torch.arange(10.0, 0.0, -1.0)
+    if "loss" in needs:
+        given["loss"] = torch.square
     return cls(**given).properties()
 
 
@@ -594,6 +596,11 @@ NO_CURVE = (
     "EarlyTimestepDiffusionLoss",
     "EnsLoss",
     "FLATLoss",
+    "DirectAdvantageLoss",
+    "DirectCoverageLoss",
+    "EarlyTimestepDiffusionLoss",
+    "EnsLoss",
+    "FDPGLoss",
     "FeatureSeparationLoss",
     "GRPOLoss",
     "GlobalContrastiveLoss",
@@ -607,6 +614,7 @@ NO_CURVE = (
     "KTOLoss",
     "LogicPreferenceLoss",
     "LogitZRegularizer",
+    "MartingaleLoss",
     "MixupNDCGLoss",
     "MixupRankingLoss",
     "NPOLoss",
@@ -617,6 +625,7 @@ NO_CURVE = (
     "NormalizedLogisticLoss",
     "ORPOLoss",
     "PartialReturnPreferenceLoss",
+    "P3OLoss",
     "RDPOLengthLoss",
     "ReLUBalanceRegularizer",
     "RegretLoss",
@@ -632,6 +641,11 @@ NO_CURVE = (
     "TCMLoss",
     "TLCLoss",
     "TieAwareBradleyTerryLoss",
+    "SuperHFLoss",
+    "SymmetricConsistencyLoss",
+    "TCMLoss",
+    "TLCLoss",
+    "TargetSurrogateLoss",
     "TwoWayGlobalContrastiveLoss",
     "WGALoss",
 )

@@ -142,6 +142,13 @@ from lossary.self_play import (
     consistency_rate,
     mcts_label_smoothing,
     self_play_win_rate,
+from lossary.segments import CPLLoss
+from lossary.sequence_policy import (
+    DirectAdvantageLoss,
+    FDPGLoss,
+    P3OLoss,
+    SuperHFLoss,
+    best_of_k,
 )
 from lossary.sequences import (
     SequenceNLLLoss,
@@ -157,6 +164,7 @@ from lossary.softmax_alternatives import (
     TaylorSoftmaxLoss,
     ZLoss,
 )
+from lossary.surrogate import TargetSurrogateLoss
 from lossary.theory import (
     comp_sum_conditional_minimum,
     comp_sum_gamma,
@@ -174,6 +182,7 @@ from lossary.unlearning import (
 )
 from lossary.unnormalized import CompositionalNLLLoss, NCELoss
 from lossary.unpaired import BCOLoss, KTOLoss
+from lossary.value import MartingaleLoss
 
 __all__ = [
     "ADORELoss",
@@ -210,6 +219,7 @@ __all__ = [
     "DPOPLoss",
     "DecoupledPPOLoss",
     "DempsterShaferCombination",
+    "DirectAdvantageLoss",
     "DirectCoverageLoss",
     "DiscoPOPLoss",
     "EXOLoss",
@@ -219,6 +229,7 @@ __all__ = [
     "EvidentialLoss",
     "ExpectedCalibrationError",
     "FLATLoss",
+    "FDPGLoss",
     "FeatureSeparationLoss",
     "FocalLoss",
     "GRPOLoss",
@@ -245,6 +256,7 @@ __all__ = [
     "LogitAdjustmentLoss",
     "LogitZRegularizer",
     "Loss",
+    "MartingaleLoss",
     "MixupNDCGLoss",
     "MixupRankingLoss",
     "MulticlassMAELoss",
@@ -259,6 +271,7 @@ __all__ = [
     "NormalizedLogisticLoss",
     "OPIS",
     "ORPOLoss",
+    "P3OLoss",
     "PairwisePreferenceLoss",
     "PairwiseRankNetLoss",
     "PartialReturnPreferenceLoss",
@@ -287,10 +300,12 @@ __all__ = [
     "SphericalSoftmaxLoss",
     "StableMaxCrossEntropyLoss",
     "StableReinforceLoss",
+    "SuperHFLoss",
     "SymmetricConsistencyLoss",
     "SymmetricCrossEntropyLoss",
     "TCMLoss",
     "TLCLoss",
+    "TargetSurrogateLoss",
     "TaylorSoftmaxLoss",
     "TieAwareBradleyTerryLoss",
     "TruncatedGCELoss",
@@ -303,6 +318,7 @@ __all__ = [
     "adaptive_cauchy_scale",
     "adaptive_threshold",
     "approximate_proximal_logps",
+    "best_of_k",
     "comp_sum_conditional_minimum",
     "comp_sum_gamma",
     "comp_sum_transform",

@@ -39,7 +39,7 @@ Settings = dict[str, Any]
 #: every point of a curve is a sample of its own.
 POINTS = 401
 #: What stands in for a required argument of a type.
-STAND_INS: dict[type, float] = {int: POINTS, float: 1.0}
+STAND_INS: dict[Any, Any] = {int: POINTS, float: 1.0, Callable[..., Tensor]: torch.square}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito
 DASHES = ("-", "--", ":", "-.")
 ITEMIZED = ("Args", "Raises")  # sections of a docstring with one entry after the other
