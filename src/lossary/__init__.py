@@ -142,14 +142,8 @@ from lossary.self_play import (
     consistency_rate,
     mcts_label_smoothing,
     self_play_win_rate,
-from lossary.segments import CPLLoss
-from lossary.sequence_policy import (
-    DirectAdvantageLoss,
-    FDPGLoss,
-    P3OLoss,
-    SuperHFLoss,
-    best_of_k,
 )
+from lossary.sequence_policy import DirectAdvantageLoss, FDPGLoss, P3OLoss, SuperHFLoss, best_of_k
 from lossary.sequences import (
     SequenceNLLLoss,
     ld_sequence_logps,
@@ -228,8 +222,8 @@ __all__ = [
     "EvidentialEngagementWeighting",
     "EvidentialLoss",
     "ExpectedCalibrationError",
-    "FLATLoss",
     "FDPGLoss",
+    "FLATLoss",
     "FeatureSeparationLoss",
     "FocalLoss",
     "GRPOLoss",
