@@ -590,6 +590,7 @@ NO_CURVE = (
     "IBPTightnessRegularizer",
     "InfoNCELoss",
     "KTOLoss",
+    "LinearPreferenceLoss",
     "LogicPreferenceLoss",
     "LogitZRegularizer",
     "MixupNDCGLoss",
