@@ -193,6 +193,7 @@ EXAMPLES = {
     "outliers.py": "Cauchy",
     "temperatures.py": "GlobalContrastiveLoss",
     "thresholds.py": "TCMLoss",
+    "tiny_dpo.py": "RPOLoss",
 }
 
 
