@@ -2053,6 +2053,9 @@ FAMILIES = (
         called(LinearPreferenceLoss, argument, id, says, *stacked(**{argument: value}), error=error)
         for argument, id, says, value, error in STACKED
     ),
+    called(LinearPreferenceLoss, "labels", "float_beside_weight", ("integers", "float32"),
+           *stacked(labels=IDS.float()), keywords={"weight": torch.tensor([1.0, 0.0])},
+           error=TypeError),
     called(LinearPreferenceLoss, "reference_logps", "both", ("None beside", "Tensor"),
            *stacked(reference_logits=TOKENS, reference_logps=ANSWERS)),
     *(

@@ -330,7 +330,6 @@ def plot(courses: dict[str, list[Course]], path: str) -> None:
             panel.plot(x, mean, style, color=colour, linewidth=2.2)
             panel.fill_between(x, mean - around, mean + around, color=colour, alpha=0.15, lw=0)
     left.axhline(0, color="black", linewidth=1)
-    left.text(0.99, 0.5, "the reference", transform=left.get_yaxis_transform(), ha="right")
     left.set(title="Log-probability of the pairs trained on", xlabel="step")
     left.set_ylabel("nats per answer, less the reference's")
     middle.set(title="New pairs ranked right (%)", xlabel="step")
@@ -346,7 +345,10 @@ def plot(courses: dict[str, list[Course]], path: str) -> None:
             markersize=11,
             capsize=4,
         )
-    right.set(title="What it writes then", xlabel="nats per word of new text (less is better)")
+    right.set(
+        title="The rule, and the price in language",
+        xlabel="nats per word of new text (less is better)",
+    )
     right.set_ylabel("answers that win, % (more is better)")
     right.margins(0.15)
     handles = [
@@ -357,6 +359,7 @@ def plot(courses: dict[str, list[Course]], path: str) -> None:
         matplotlib.lines.Line2D([], [], color="#555555", linestyle=style, linewidth=2.2, label=name)
         for name, style in (("chosen", "-"), ("rejected", "--"))
     ]
+    styles.append(matplotlib.lines.Line2D([], [], color="black", linewidth=1, label="reference"))
     left.legend(handles=styles, frameon=False, loc="lower left")
     seeds = len(courses[NO_TRAINING])
     summary = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
