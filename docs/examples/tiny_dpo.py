@@ -48,7 +48,19 @@ EVERY, WATCHED = 10, 100
 
 NOTES = """\
 Notes on the default run
-"""
+- An answer wins if it has more letters than what the model wrote to the same prompt before; ties
+  are halved. All prompts of the last four columns are of text that was not learned.
+- The known fall: DPO ranks the pairs right by making both answers less likely, the rejected one by
+  32 nats and the chosen one, which it is to prefer, by 11. Their probability goes to answers that
+  are in no pair: with longer words than either, and worse language. 97 % of its answers win, and
+  new text costs 6.0 nats per word instead of 4.6.
+- RPO's likelihood term stops that: chosen answers rise by 5 to 8 nats.
+- It has a price: fewer answers win, 83 % with eta=0.2 and 66 % with eta=1, and a few per cent fewer
+  new pairs are ranked right, which is within the spread over the seeds.
+- eta=0.2 is the paper's, for the mean over the words of an answer, there with beta=0.5. eta=1 is
+  TRL's rpo_alpha=1. Nothing is tuned.
+- The seeds share the model that learned the text, and the prompts of the last columns. The spread
+  is that of pairs, steps and sampling alone."""
 
 
 def make_losses() -> dict[str, lossary.PairwisePreferenceLoss]:
