@@ -59,6 +59,8 @@ Notes on the default run
   new pairs are ranked right, which is within the spread over the seeds.
 - eta=0.2 is the paper's, for the mean over the words of an answer, there with beta=0.5. eta=1 is
   TRL's rpo_alpha=1. Nothing is tuned.
+- Stopping DPO early buys the same: after 20 steps 75 % win at 4.8 nats, after 40 steps 89 % at 5.1
+  (one seed), as good as RPO after 100. The chosen answers fall then too, by 1 and 3 nats.
 - The seeds share the model that learned the text, and the prompts of the last columns. The spread
   is that of pairs, steps and sampling alone."""
 
