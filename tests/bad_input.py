@@ -71,6 +71,7 @@ from lossary import (
     LDRKLLoss,
     LDRLoss,
     LinearLogits,
+    LinearPreferenceLoss,
     LogicPreferenceLoss,
     LogitAdjustmentLoss,
     LogitZRegularizer,
@@ -1251,6 +1252,66 @@ def written(loss: type[Loss], *names: str, **options: Any) -> tuple[Row, ...]:
             row("correct_rate", "meta", ("cpu", "meta"), WINS.to("meta")),
         )
     return tuple(rows)
+
+
+#: Two pairs: four sequences of three tokens.
+TOKENS, IDS = torch.linspace(-1.0, 1.0, 4 * 3 * 5).view(4, 3, 5), torch.arange(12).view(4, 3) % 5
+
+
+def stacked(**changed: Any) -> list[Any]:
+    """Inputs of LinearPreferenceLoss, some of them changed."""
+    inputs = {
+        "logits": TOKENS,
+        "labels": IDS,
+        "mask": None,
+        "reference_logits": None,
+        "reference_logps": None,
+        "label_smoothing": None,
+        "win_prob": None,
+        "lose_prob": None,
+        "update": True,
+    }
+    return list((inputs | changed).values())
+
+
+#: What it refuses: argument, name of the row, what is said, value, error.
+STACKED: tuple[tuple[str, str, tuple[str, ...], Any, type[Exception]], ...] = (
+    ("logits", "none", ("a tensor", "NoneType"), None, TypeError),
+    ("logits", "int", ("floating", "int64"), TOKENS.long(), TypeError),
+    ("logits", "odd", ("(2 N, T, V)", "got (3, 3, 5)"), TOKENS[:3], ValueError),
+    ("logits", "rows", ("(2 N, T, V)", "got (4, 5)"), TOKENS[:, 0], ValueError),
+    ("logits", "pairs", ("(2 N, T, V)", "got (2, 2, 3, 5)"), TOKENS.view(2, 2, 3, 5), ValueError),
+    ("logits", "hidden", ("(2 N, T, V)", "got (3, 3, 5)"),
+     LinearLogits(TOKENS[:3], torch.ones(5, 5)), ValueError),
+    ("logits", "streamed_rows", ("(2 N, T, V)", "got (4, 5)"),
+     LinearLogits(TOKENS[:, 0], torch.ones(5, 5)), ValueError),
+    ("labels", "none", ("a tensor", "NoneType"), None, TypeError),
+    ("labels", "float", ("integers", "float32"), IDS.float(), TypeError),
+    ("labels", "short", ("(4, 3)", "got (4, 2)"), IDS[:, 1:], ValueError),
+    ("labels", "of_pairs", ("(4, 3)", "got (2, 3)"), IDS[:2], ValueError),
+    ("labels", "V", ("[0, 5)", "got 5"), IDS + 1, ValueError),
+    ("labels", "meta", ("device cpu", "meta"), IDS.to("meta"), ValueError),
+    ("mask", "list", ("a tensor", "list"), [[1] * 3] * 4, TypeError),
+    ("mask", "of_pairs", ("(4, 3)", "got (2, 3)"), torch.ones(2, 3), ValueError),
+    ("mask", "two", ("0 and 1", "got 2"), torch.full((4, 3), 2), ValueError),
+    ("reference_logits", "list", ("a tensor", "list"), [1.0], TypeError),
+    ("reference_logits", "int", ("floating", "int64"), TOKENS.long(), TypeError),
+    ("reference_logits", "of_pairs", ("(4, 3, V)", "got (2, 3, 5)"), TOKENS[:2], ValueError),
+    ("reference_logits", "shifted", ("(4, 3, V)", "got (4, 2, 5)"), TOKENS[:, 1:], ValueError),
+    ("reference_logits", "logps", ("(4, 3, V)", "got (4,)"), TOKENS[:, 0, 0], ValueError),
+    ("reference_logits", "hidden", ("(4, 3, V)", "got (4, 2, 5)"),
+     LinearLogits(TOKENS[:, 1:], torch.ones(5, 5)), ValueError),
+    ("reference_logps", "list", ("a tensor", "list"), [1.0], TypeError),
+    ("reference_logps", "int", ("floating", "int64"), IDS[:, 0], TypeError),
+    ("reference_logps", "of_pairs", ("(4,)", "got (2,)"), TOKENS[:2, 0, 0], ValueError),
+    ("reference_logps", "column", ("(4,)", "got (4, 1)"), TOKENS[:, 0, :1], ValueError),
+    ("reference_logps", "logits", ("(4,)", "got (4, 3, 5)"), TOKENS, ValueError),
+    ("reference_logps", "layout", ("a tensor", "LinearLogits"),
+     LinearLogits(TOKENS, torch.ones(5, 5)), TypeError),
+    ("win_prob", "not_taken", ("None", "DPOLoss", "Tensor"), torch.ones(2), TypeError),
+    ("lose_prob", "not_taken", ("None", "DPOLoss", "Tensor"), torch.ones(2), TypeError),
+    ("update", "not_taken", ("True", "DPOLoss", "bool"), False, TypeError),
+)  # fmt: skip
 
 
 def lengths(
@@ -2776,6 +2837,38 @@ FAMILIES = (
                 (called(SRPOLoss, name, "short", ("(4,)", "got (3,)"), *one_of_12(i, ANSWERS[:3])),)
                 * (i > 0)
             ),
+        )
+    ),
+    hyper(LinearPreferenceLoss, "loss", torch.nn.MSELoss(), "PairwisePreferenceLoss", "MSELoss",
+          error=TypeError, id="mse"),
+    hyper(LinearPreferenceLoss, "loss", DPOLoss, "PairwisePreferenceLoss", "type", error=TypeError,
+          id="class"),
+    hyper(LinearPreferenceLoss, "loss", SRPOLoss(), "two answers", "SRPOLoss, which needs",
+          "policy_chosen_given_rejected_logps", error=TypeError, id="srpo"),
+    hyper(LinearPreferenceLoss, "ignore_index", 1.5, "an int", "float", error=TypeError),
+    hyper(LinearPreferenceLoss, "shift", None, "True, False", "None"),
+    hyper(LinearPreferenceLoss, "temperature", 0.0, "(0, inf)", "0.0"),
+    *not_numbers(LinearPreferenceLoss, "temperature"),
+    hyper(LinearPreferenceLoss, "softcap", -1.0, "(0, inf)", "-1.0"),
+    hyper(LinearPreferenceLoss, "softcap", "1", "a number", "str", error=TypeError, id="str"),
+    hyper(LinearPreferenceLoss, "reduction", "average", "'mean'", "'average'"),
+    *(
+        called(LinearPreferenceLoss, argument, id, says, *stacked(**{argument: value}), error=error)
+        for argument, id, says, value, error in STACKED
+    ),
+    called(LinearPreferenceLoss, "labels", "float_beside_weight", ("integers", "float32"),
+           *stacked(labels=IDS.float()), keywords={"weight": torch.tensor([1.0, 0.0])},
+           error=TypeError),
+    called(LinearPreferenceLoss, "reference_logps", "both", ("None beside", "Tensor"),
+           *stacked(reference_logits=TOKENS, reference_logps=ANSWERS)),
+    *(
+        called(LinearPreferenceLoss, "weight", id, says, *stacked(), keywords={"weight": value},
+               error=error)
+        for id, says, value, error in (
+            ("rows", ("(2,)", "got (4,)"), torch.ones(4), ValueError),
+            ("column", ("(2,)", "got (2, 1)"), torch.ones(2, 1), ValueError),
+            ("int", ("float or bool", "int64"), torch.ones(2).long(), TypeError),
+            ("list", ("a tensor", "list"), [1.0, 1.0], TypeError),
         )
     ),
     hyper(SequenceNLLLoss, "normalize", "mean", "'token', 'sequence', 'sum'", "'mean'"),

@@ -69,6 +69,7 @@ from lossary import (
     LabelSmoothingCrossEntropyLoss,
     LDRKLLoss,
     LDRLoss,
+    LinearPreferenceLoss,
     LogicPreferenceLoss,
     LogitAdjustmentLoss,
     LogitZRegularizer,
@@ -382,6 +383,18 @@ def revised(n, dtype, generator):
     return tuple(torch.randn(12, n, dtype=dtype, generator=generator))
 
 
+def stacked(reference=True):
+    """Draw logits of chosen and then of rejected sequences, labels, a mask, reference logits."""
+
+    def draw(n, dtype, generator):
+        policy, other = torch.randn(2, 2 * n, 4, K, dtype=dtype, generator=generator)
+        labels = torch.randint(K, (2 * n, 4), generator=generator)
+        mask = torch.arange(4) > torch.arange(2 * n).unsqueeze(1) % 2
+        return (policy, labels, mask, other) if reference else (policy, labels, mask)
+
+    return draw
+
+
 def completions(n, dtype, generator):
     """Draw log-probabilities of sequences, and their lengths."""
     logps = torch.randn(n, dtype=dtype, generator=generator)
@@ -617,6 +630,12 @@ MIXES_FIRST = dict.fromkeys(
 #: The same of a gradient.
 OF_TWO_LOGPS = dict.fromkeys(
     ("property:bounds", "property:lipschitz"), "the stored direction has a reference"
+)
+
+
+#: Tested beside the formulas.
+OF_TWO_ROWS = dict.fromkeys(
+    ("weight_zero", "normalizer"), "the samples are pairs, each of two rows of the inputs"
 )
 
 
@@ -1204,6 +1223,29 @@ CASES: dict[str, list[Case]] = {
         Case("default", DPOPLoss, answers()),
         Case("lam=0", lambda: DPOPLoss(0.7, 0.0), answers()),
         Case("lam=2", lambda: DPOPLoss(0.7, 2.0), answers()),
+    ],
+    "LinearPreferenceLoss": [
+        Case("default", lambda: LinearPreferenceLoss(DPOLoss(1.0)), stacked(), OF_TWO_ROWS),
+        Case("unshifted", lambda: LinearPreferenceLoss(shift=False), stacked(False), OF_TWO_ROWS),
+        Case(
+            "capped",
+            lambda: LinearPreferenceLoss(DPOLoss(1.0), temperature=0.7, softcap=2.0),
+            stacked(),
+            OF_TWO_ROWS,
+        ),
+        Case("averages", lambda: LinearPreferenceLoss(SimPOLoss()), stacked(False), OF_TWO_ROWS),
+        Case(
+            "tokens",
+            lambda: LinearPreferenceLoss(RPOLoss(0.7, 0.5, nll="token_mean")),
+            stacked(),
+            OF_TWO_ROWS,
+        ),
+        Case(
+            "state",
+            lambda: LinearPreferenceLoss(BCOPairLoss(0.7, "running")),
+            stacked(),
+            {**OF_TWO_ROWS, **dict.fromkeys(("state_absent", "state_inert"), "likewise")},
+        ),
     ],
     "RDPOLengthLoss": [
         Case("default", RDPOLengthLoss, answers(lengths=2)),

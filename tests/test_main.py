@@ -612,6 +612,7 @@ NO_CURVE = (
     "INPOLoss",
     "InfoNCELoss",
     "KTOLoss",
+    "LinearPreferenceLoss",
     "LogicPreferenceLoss",
     "LogitZRegularizer",
     "MartingaleLoss",

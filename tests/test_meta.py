@@ -194,6 +194,7 @@ EXAMPLES = {
     "outliers.py": "Cauchy",
     "temperatures.py": "GlobalContrastiveLoss",
     "thresholds.py": "TCMLoss",
+    "tiny_dpo.py": "RPOLoss",
 }
 
 

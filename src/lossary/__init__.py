@@ -74,6 +74,7 @@ from lossary.imbalance import (
     prior_bias_init,
 )
 from lossary.ldr import ALDRKLLoss, CrammerSingerLoss, LDRKLLoss, LDRLoss, WestonWatkinsLoss
+from lossary.linear_preference import LinearPreferenceLoss
 from lossary.metric import OPIS, TCMLoss
 from lossary.noisy_labels import (
     ActivePassiveLoss,
@@ -245,6 +246,7 @@ __all__ = [
     "LDRLoss",
     "LabelSmoothingCrossEntropyLoss",
     "LinearLogits",
+    "LinearPreferenceLoss",
     "LogSigmoidCenteredReward",
     "LogicPreferenceLoss",
     "LogitAdjustmentLoss",

@@ -209,6 +209,12 @@ class Loss(nn.Module):
     def _evaluate(
         self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
     ) -> Tensor:
+        return self._reduce(*self._values(inputs, weight), normalizer)
+
+    def _values(
+        self, inputs: tuple[Any, ...], weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the values, the weight in their dtype and the denominators, of checked inputs."""
         if weight is not None:
             check_weight_type("weight", weight)
             if self.separable:
@@ -222,7 +228,7 @@ class Loss(nn.Module):
                 raise ValueError("weight: expected none for a loss that is one number, got one")
             _check_weight(weight, values.shape, values)
             weight = weight.to(values.dtype)
-        return self._reduce(values, weight, denominators, normalizer)
+        return values, weight, denominators
 
     def _without_absent(self, inputs: tuple[Any, ...], weight: Tensor) -> tuple[Any, ...]:
         """Return the inputs, cleaned where the weight is 0: its axes are their first ones."""

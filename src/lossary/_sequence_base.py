@@ -40,11 +40,11 @@ class SequenceLoss(Loss):
         """Return whether lengths are taken, and what decides that."""
         return True, ""
 
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
+    def _values(
+        self, inputs: tuple[Any, ...], weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         self._check_inputs(dict(zip(self._names, inputs, strict=True)), weight)
-        return super()._evaluate(inputs, weight, normalizer)
+        return super()._values(inputs, weight)
 
     def _check_inputs(self, inputs: dict[str, Any], weight: Tensor | None) -> None:
         first, like = next(iter(inputs.items()))

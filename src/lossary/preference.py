@@ -986,9 +986,9 @@ class BCOPairLoss(PairwisePreferenceLoss, RunningMean):
         delta = self.delta if isinstance(self.delta, float) else self.delta_mean.to(chosen.dtype)
         return softplus(delta - self.beta * chosen) + softplus(self.beta * rejected - delta)
 
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
+    def _values(
+        self, inputs: tuple[Any, ...], weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         *logps, update, _ = inputs
         check_choice("update", update, (True, False))
         if self.delta == "running" and self._updates(update, logps[0]):
@@ -997,7 +997,7 @@ class BCOPairLoss(PairwisePreferenceLoss, RunningMean):
             with torch.no_grad():
                 rewards = self.beta * torch.stack(self.log_ratios(*logps))
                 self._see("delta", rewards, weight)
-        return super()._evaluate(inputs, weight, normalizer)
+        return super()._values(inputs, weight)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees; the Lipschitz constant is in the policy's two."""
