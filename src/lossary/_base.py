@@ -335,6 +335,13 @@ def _check_weight(weight: Tensor, shape: torch.Size, values: Tensor) -> None:
     check_device("weight", weight, values)
 
 
+def check_sample_weight(weight: Tensor | None, shape: torch.Size, values: Tensor) -> None:
+    """Raise an error unless this is a float or bool weight for values of the shape, or none."""
+    if weight is not None:
+        check_weight_type("weight", weight)
+        _check_weight(weight, shape, values)
+
+
 def check_class_weight(class_weight: Tensor) -> None:
     """Raise an error unless this is one weight per class, finite and not negative."""
     check_floating("class_weight", class_weight)
@@ -625,9 +632,7 @@ class ClassificationLoss(Loss):
             rows = rows[:axis] + rows[axis + 1 :]
         else:
             check_integers("target", target, "integer class indices")
-        if weight is not None:
-            check_weight_type("weight", weight)
-            _check_weight(weight, rows, target)
+        check_sample_weight(weight, rows, target)
         dtypes = [x.dtype for x in (target, weight, class_weight) if x is not None]
         dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         if not soft:
@@ -668,9 +673,7 @@ class ClassificationLoss(Loss):
         logits, *others = inputs
         target = others.pop(self._target_at - 1)
         axis = self._check_inputs(logits, target)
-        if weight is not None:
-            check_weight_type("weight", weight)
-            _check_weight(weight, logits.shape[:axis] + logits.shape[axis + 1 :], logits)
+        check_sample_weight(weight, logits.shape[:axis] + logits.shape[axis + 1 :], logits)
         evaluate = self._soft if target.dtype.is_floating_point else self._hard
         values, weight, denominators = evaluate(logits, target, others, weight, axis)
         return self._reduce(values, weight, denominators, normalizer)

@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lossary._base import HALF, Loss, _check_weight
+from lossary._base import HALF, Loss, check_sample_weight
 from lossary._checks import (
     check_device,
     check_floating,
     check_like,
     check_tensor,
-    check_weight_type,
 )
 from lossary._softmax import readable
 
@@ -49,9 +48,7 @@ class SequenceLoss(Loss):
     def _check_inputs(self, inputs: dict[str, Any], weight: Tensor | None) -> None:
         first, like = next(iter(inputs.items()))
         check_floating(first, like)
-        if weight is not None:
-            check_weight_type("weight", weight)
-            _check_weight(weight, self._shape_of_values(like), like)
+        check_sample_weight(weight, self._shape_of_values(like), like)
         for name, x in inputs.items():
             if name.endswith("lengths"):
                 self._check_lengths(name, x, first, like, weight)

@@ -131,14 +131,14 @@ class _MarginLoss(Loss, _ClassDirections):
         odds, _ = self._log_odds(normalized(embeddings), labels, self.scale, self._target)
         return softplus(odds)
 
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
+    def _values(
+        self, inputs: tuple[Any, ...], weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if weight is not None:
             check_weight_type("weight", weight)
         embeddings, labels = inputs
         self._check(embeddings, labels, weight)
-        return super()._evaluate(inputs, weight, normalizer)
+        return super()._values(inputs, weight)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees."""

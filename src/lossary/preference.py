@@ -57,7 +57,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from lossary._base import Loss, LossOptions, _check_weight, _upcast
+from lossary._base import Loss, LossOptions, _upcast, check_sample_weight
 from lossary._checks import (
     check_choice,
     check_device,
@@ -1836,9 +1836,9 @@ class SparsePreferenceLoss(Loss):
         ratio = ratio.masked_fill((mask == 0.0) & ~ratio.isfinite(), 0.0)
         return (mask * ratio).sum(1), mask.sum(1)
 
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
+    def _values(
+        self, inputs: tuple[Any, ...], weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         *tokens, eps = inputs
         names = [name.replace("_logps", "_token_logps") for name in LOGPS]
         names += ["chosen_mask", "rejected_mask"]
@@ -1851,9 +1851,7 @@ class SparsePreferenceLoss(Loss):
             shape = tuple(tokens[1].shape)
             raise ValueError(f"{names[1]}: expected shape ({len(first)}, S), got {shape}")
         check_device(names[1], tokens[1], first)
-        if weight is not None:
-            check_weight_type("weight", weight)
-            _check_weight(weight, first.shape[:1], first)
+        check_sample_weight(weight, first.shape[:1], first)
         for i in range(2, 6):
             name, x = names[i], tokens[i]
             (check_floating if i < 4 else check_weight_type)(name, x)
@@ -1864,7 +1862,7 @@ class SparsePreferenceLoss(Loss):
             check_floating("label_smoothing", eps)
             check_like("label_smoothing", eps, "the pairs", first.new_empty(len(first)))
             check_probability("label_smoothing", eps, weight)
-        return super()._evaluate(inputs, weight, normalizer)
+        return super()._values(inputs, weight)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees."""

@@ -12,7 +12,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from lossary._base import Loss, LossOptions, _check_weight, _upcast
+from lossary._base import Loss, LossOptions, _upcast, check_sample_weight
 from lossary._checks import (
     check_alike,
     check_device,
@@ -21,7 +21,6 @@ from lossary._checks import (
     check_number,
     check_positive,
     check_tensor,
-    check_weight_type,
 )
 from lossary._numerics import binary_cross_entropy, softplus
 from lossary._pairwise import counted
@@ -129,9 +128,9 @@ class CPLLoss(Loss):
         steps = torch.arange(ratio.shape[1], dtype=ratio.dtype, device=ratio.device)
         return self.alpha * (ratio * self.gamma**steps).sum(1)
 
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
+    def _values(
+        self, inputs: tuple[Any, ...], weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         first, second, label, *references = inputs
         check_floating("logps_1", first)
         if first.dim() != 2 or first.shape[1] == 0:
@@ -149,11 +148,9 @@ class CPLLoss(Loss):
         if (references[0] is None) != (references[1] is None):
             missing = names[references[0] is not None]
             raise ValueError(f"{missing}: expected a tensor, as for its counterpart, got None")
-        if weight is not None:
-            check_weight_type("weight", weight)
-            _check_weight(weight, label.shape, label)
+        check_sample_weight(weight, label.shape, label)
         check_probability("label", label, weight)
-        return super()._evaluate(inputs, weight, normalizer)
+        return super()._values(inputs, weight)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees, in the first segment's log-probabilities."""

@@ -33,7 +33,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from lossary._base import HALF, Loss, LossOptions, _check_weight, _upcast
+from lossary._base import HALF, Loss, LossOptions, _upcast, check_sample_weight
 from lossary._checks import (
     check_choice,
     check_device,
@@ -42,7 +42,6 @@ from lossary._checks import (
     check_number,
     check_positive,
     check_tensor,
-    check_weight_type,
 )
 from lossary._numerics import softplus
 from lossary._pairwise import LOGPS, PairwisePreferenceLoss, logistic, steepest
@@ -413,9 +412,9 @@ class NashMDLoss(Loss):
             return self.tau * (ratios * logps).sum(1) - gain * logps.sum(1)
         return (self.tau * ratios.sum(1) - gain) * logps.sum(1)
 
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
+    def _values(
+        self, inputs: tuple[Any, ...], weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         policy, reference, preference, _ = inputs
         check_floating("policy_token_logps", policy)
         if policy.dim() != 2 or policy.shape[1] == 0:
@@ -431,11 +430,9 @@ class NashMDLoss(Loss):
                 f"got {tuple(preference.shape)}"
             )
         check_device("preference_prob", preference, policy)
-        if weight is not None:
-            check_weight_type("weight", weight)
-            _check_weight(weight, preference.shape, preference)
+        check_sample_weight(weight, preference.shape, preference)
         check_probability("preference_prob", preference, weight)
-        return super()._evaluate(inputs, weight, normalizer)
+        return super()._values(inputs, weight)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees."""
@@ -1103,9 +1100,9 @@ class RegretLoss(Loss):
         weights = torch.softmax(scores.masked_fill(~positive & some, -math.inf), -1)
         return (weights * torch.where(positive, values, 0.0)).sum(-1)
 
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
+    def _values(
+        self, inputs: tuple[Any, ...], weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         losses, policies = inputs
         check_floating("losses", losses)
         if losses.dim() != 4 or 0 in losses.shape[1:] or losses.shape[-1] < 2:
@@ -1115,11 +1112,9 @@ class RegretLoss(Loss):
             )
         check_floating("policies", policies)
         check_like("policies", policies, "losses", losses)
-        if weight is not None:
-            check_weight_type("weight", weight)
-            _check_weight(weight, losses.shape[:1], losses)
+        check_sample_weight(weight, losses.shape[:1], losses)
         self._check_policies(policies, weight)
-        return super()._evaluate(inputs, weight, normalizer)
+        return super()._values(inputs, weight)
 
     @staticmethod
     def _check_policies(policies: Tensor, weight: Tensor | None) -> None:

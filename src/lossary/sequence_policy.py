@@ -397,12 +397,12 @@ class FDPGLoss(_PolicyLoss, TrainingState):
         window.copy_(torch.where(present, every, 0.0)[last])
         count.copy_(present.sum().clamp(max=len(window)))
 
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
+    def _values(
+        self, inputs: tuple[Any, ...], weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         policy, scores, _, log_z, update = inputs
         check_choice("update", update, (True, False))
-        out = super()._evaluate(inputs, weight, normalizer)
+        out = super()._values(inputs, weight)
         if self.use_baseline and self._updates(update, policy):
             # Of the inputs as they came: who is not there has been cleaned, but does not count.
             with torch.no_grad():

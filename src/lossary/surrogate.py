@@ -131,11 +131,11 @@ class TargetSurrogateLoss(Loss):
         self._check_probabilities(z)
         with torch.enable_grad():
             leaf = _upcast(z.detach()).clone().requires_grad_()
-            total = self._values(leaf, targets).sum()
+            total = self._wrapped_values(leaf, targets).sum()
             (slope,) = torch.autograd.grad(total, leaf)
         self.anchor_z, self.anchor_slope = leaf.detach(), slope
 
-    def _values(self, z: Tensor, targets: tuple[Any, ...]) -> Tensor:
+    def _wrapped_values(self, z: Tensor, targets: tuple[Any, ...]) -> Tensor:
         loss = self.loss
         if isinstance(loss, Loss):
             loss = copy.copy(loss)
@@ -179,9 +179,9 @@ class TargetSurrogateLoss(Loss):
                 found = float(z.detach()[wrong][0])
                 raise ValueError(f"z: expected probabilities, numbers >= 0, got {found:g}")
 
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
+    def _values(
+        self, inputs: tuple[Any, ...], weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         rows = self._anchored(*inputs)
         if weight is not None:
             check_weight_type("weight", weight)
@@ -190,7 +190,7 @@ class TargetSurrogateLoss(Loss):
             z, anchor, slope = (_without_absent(x, weight) for x in rows)
             rows, weight = (z, anchor, slope), weight.to(z.dtype)
         self._check_probabilities(rows[0])
-        return self._reduce(self._surrogate(*rows), weight, None, normalizer)
+        return self._surrogate(*rows), weight, None
 
     def properties(self) -> Properties:
         """Return what this instance guarantees, of the batch that it is anchored at."""

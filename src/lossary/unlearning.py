@@ -41,14 +41,19 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from lossary._base import ClassificationLoss, ClassOptions, Loss, LossOptions, _check_weight
+from lossary._base import (
+    ClassificationLoss,
+    ClassOptions,
+    Loss,
+    LossOptions,
+    check_sample_weight,
+)
 from lossary._checks import (
     check_choice,
     check_floating,
     check_in_memory,
     check_number,
     check_positive,
-    check_weight_type,
 )
 from lossary._layouts import Layout
 from lossary._numerics import softplus
@@ -256,14 +261,12 @@ class FLATLoss(Loss):
             return p / mask.shape[1], count > 0
         return per_token(p, count), count > 0
 
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
+    def _values(
+        self, inputs: tuple[Any, ...], weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         template, forget, template_mask, forget_mask = inputs
         check_floating("template_logps", template)
-        if weight is not None:
-            check_weight_type("weight", weight)
-            _check_weight(weight, template.shape[:1], template)
+        check_sample_weight(weight, template.shape[:1], template)
         _check_tokens("template_logps", template, "template_mask", template_mask, 2, weight)
         check_floating("forget_logps", forget)
         if forget.shape[:1] != template.shape[:1]:
@@ -272,7 +275,7 @@ class FLATLoss(Loss):
                 f"got shape {tuple(forget.shape)}"
             )
         _check_tokens("forget_logps", forget, "forget_mask", forget_mask, 2, weight)
-        return super()._evaluate(inputs, weight, normalizer)
+        return super()._values(inputs, weight)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees; all of it is in template_logps."""
@@ -704,16 +707,14 @@ class WGALoss(Loss):
         values = torch.where(there, weight, 0.0) * torch.where(there, token_logps, 0.0)
         return values, present.to(values.dtype)
 
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
+    def _values(
+        self, inputs: tuple[Any, ...], weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         logps, mask = inputs
         check_floating("token_logps", logps)
-        if weight is not None:
-            check_weight_type("weight", weight)
-            _check_weight(weight, logps.shape, logps)
+        check_sample_weight(weight, logps.shape, logps)
         _check_tokens("token_logps", logps, "mask", mask, None, weight)
-        return super()._evaluate(inputs, weight, normalizer)
+        return super()._values(inputs, weight)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees; above 0 the weight is 1."""

@@ -168,16 +168,16 @@ class KTOLoss(_UnpairedPreferenceLoss):
         mean: Tensor = total / count.clamp(min=1.0)
         return mean
 
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
+    def _values(
+        self, inputs: tuple[Any, ...], weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         *pair, policy, reference = inputs
         if policy is not None:
             # Before the weight is worked into the inputs: who is not there does not count.
             self._check_inputs(dict(zip(self._names, inputs, strict=True)), weight)
             kl = self._divergence(policy, reference, weight)
             inputs = (*pair[:-1], kl, None, None)
-        return super()._evaluate(inputs, weight, normalizer)
+        return super()._values(inputs, weight)
 
     def _check_inputs(self, inputs: dict[str, Any], weight: Tensor | None) -> None:
         super()._check_inputs(inputs, weight)
@@ -286,9 +286,9 @@ class BCOLoss(_UnpairedPreferenceLoss, RunningMean):
         above = rewards - self.delta_mean.to(rewards.dtype)
         return softplus(torch.where(desirable, -above, above))
 
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
+    def _values(
+        self, inputs: tuple[Any, ...], weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         policy, reference, _, update = inputs
         check_choice("update", update, (True, False))
         if self._updates(update, policy):
@@ -296,7 +296,7 @@ class BCOLoss(_UnpairedPreferenceLoss, RunningMean):
             self._check_inputs(dict(zip(self._names, inputs, strict=True)), weight)
             with torch.no_grad():
                 self._see("delta", self._rewards(policy, reference), weight)
-        return super()._evaluate(inputs, weight, normalizer)
+        return super()._values(inputs, weight)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees."""

@@ -10,13 +10,12 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from lossary._base import Loss, LossOptions, _check_weight
+from lossary._base import Loss, LossOptions, check_sample_weight
 from lossary._checks import (
     check_device,
     check_floating,
     check_number,
     check_positive,
-    check_weight_type,
 )
 from lossary._properties import Properties
 from lossary._softmax import readable
@@ -102,17 +101,15 @@ class MartingaleLoss(Loss):
         error = to_come + last - fade * values[:, :steps]
         return 0.5 * (error.square() * dt).sum(1)
 
-    def _evaluate(
-        self, inputs: tuple[Any, ...], weight: Tensor | None, normalizer: float | Tensor | None
-    ) -> Tensor:
+    def _values(
+        self, inputs: tuple[Any, ...], weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         values, rewards, terminal, dt = inputs
         self._check(values, rewards, terminal)
-        if weight is not None:
-            check_weight_type("weight", weight)
-            _check_weight(weight, terminal.shape, terminal)
+        check_sample_weight(weight, terminal.shape, terminal)
         # In full shape: K numbers would be taken for those of N = K trajectories.
         dt = _checked_steps(dt, rewards, weight)
-        return super()._evaluate((values, rewards, terminal, dt), weight, normalizer)
+        return super()._values((values, rewards, terminal, dt), weight)
 
     def _check(self, values: Any, rewards: Any, terminal: Any) -> None:
         check_floating("values", values)
