@@ -957,7 +957,7 @@ def judged(at: int, value: Any) -> list[Any]:
 
 
 #: Log-probabilities of tokens, and losses and policies of repeated games.
-TOKENS = torch.tensor([[-1.0, -2.0], [-0.5, -3.0], [-2.0, -2.0], [-1.0, -1.0]])
+TOKEN_LOGPS = torch.tensor([[-1.0, -2.0], [-0.5, -3.0], [-2.0, -2.0], [-1.0, -1.0]])
 GAMES, MIXED = torch.zeros(4, 1, 3, 2), torch.full((4, 1, 3, 2), 0.5)
 
 
@@ -989,7 +989,7 @@ def probabilities_of(loss: type[Loss], name: str, before: tuple[Any, ...],
 
 def self_play() -> tuple[Row, ...]:
     """What no loss of self-play takes."""
-    x, w, t = ANSWERS, WINS, TOKENS
+    x, w, t = ANSWERS, WINS, TOKEN_LOGPS
     four, anchors = (x,) * 4, (x, x)
     weights = {"column": torch.ones(4, 1), "row": torch.ones(1, 4)}
 

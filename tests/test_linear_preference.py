@@ -16,11 +16,14 @@ from lossary import (
     APOLoss,
     BCOPairLoss,
     CPOLoss,
+    CREAMLoss,
     DiscoPOPLoss,
+    DNOLoss,
     DPOLoss,
     DPOPLoss,
     EXOLoss,
     HingePreferenceLoss,
+    INPOLoss,
     IPOLoss,
     LinearLogits,
     LinearPreferenceLoss,
@@ -31,6 +34,7 @@ from lossary import (
     RDPOLengthLoss,
     RobustDPOLoss,
     RPOLoss,
+    SCIRLoss,
     ShardedLogits,
     SimPOLoss,
     SPPOLoss,
@@ -130,12 +134,22 @@ def gradients(out, layer):
 # What it is.
 
 
-def test_every_pairwise_loss_is_here_but_the_one_of_further_prompts():
+#: What needs the log-probabilities of further models or prompts, or a judge's.
+REFUSED = (SRPOLoss, DNOLoss, INPOLoss, CREAMLoss, SCIRLoss)
+
+
+@pytest.mark.parametrize("loss", REFUSED)
+def test_what_needs_more_is_refused_and_told(loss):
+    with pytest.raises(TypeError, match=rf"loss: expected .* got {loss.__name__}, which needs"):
+        LinearPreferenceLoss(loss())
+
+
+def test_every_pairwise_loss_is_here_but_those_that_need_more():
     exported = {getattr(lossary, name) for name in lossary.__all__}
     pairwise = {
         x for x in exported if isinstance(x, type) and issubclass(x, PairwisePreferenceLoss)
     } - {PairwisePreferenceLoss}
-    assert {type(loss) for loss, *_ in LOSSES.values()} == pairwise - {SRPOLoss}
+    assert {type(loss) for loss, *_ in LOSSES.values()} == pairwise - set(REFUSED)
 
 
 @every_loss

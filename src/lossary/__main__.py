@@ -177,15 +177,16 @@ SYMBOLS: dict[str, str] = dict(
         r"(\S+?)=(\S*)",
         """alpha=α beta=β gamma=γ delta=δ epsilon=ε varepsilon=ε eta=η theta=θ kappa=κ lambda=λ
         mu=μ nu=ν pi=π rho=ρ sigma=σ tau=τ phi=φ varphi=φ psi=ψ omega=ω Gamma=Γ Delta=Δ Lambda=Λ
-        Phi=Φ Psi=Ψ Sigma=Σ Omega=Ω ell=ℓ infty=∞ partial=∂ nabla=∇ sum=∑ prod=∏ int=∫ in=∈ ne=≠
-        neq=≠ le=≤ leq=≤ ge=≥ geq=≥ approx=≈ sim=~ propto=∝ succ=≻ to=→ leftarrow=← mapsto=↦
-        cdot=· times=× pm=± langle=⟨ rangle=⟩ lVert=⟬ rVert=⟭ |=‖ lvert=| rvert=| mid=| ldots=…
-        dots=… _=_ #=# %=% left= right= big= Big= bigl= bigr= Bigl= Bigr= !=""",  # noqa: RUF001
+        Phi=Φ Psi=Ψ Sigma=Σ Omega=Ω ell=ℓ infty=∞ partial=∂ nabla=∇ sum=∑ prod=∏ int=∫ in=∈ notin=∉
+        ne=≠ neq=≠ le=≤ leq=≤ ge=≥ geq=≥ approx=≈ sim=~ propto=∝ succ=≻ to=→ leftarrow=←
+        mapsto=↦ cdot=· times=× pm=± langle=⟨ rangle=⟩ lVert=⟬ rVert=⟭ |=‖ lvert=| rvert=| mid=|
+        ldots=… dots=… _=_ #=# %=% left= right= big= Big= bigl= bigr= Bigl= Bigr= !=""",  # noqa: RUF001
     )
 ) | {" ": " ", ",": " ", ";": " ", ":": " ", "quad": "  ", "qquad": "\n"}
 FUNCTIONS = ("arg", "cos", "det", "exp", "inf", "lim", "ln", "log", "max", "min", "sin", "sup")
 GROUPS = (  # ⦃ ⦄ are braces that stay, ⟦ ⟧ parts of a fraction, ⟪ ⟫ fractions
     (r"\\[dt]?frac\s*(\w)\s*(\w)", r"⟪\1/\2⟫"),
+    (r"\\tilde\s*\{?(\w)\}?", "\\1\u0303"),
     (r"\\(?:operatorname\*?|text|math[a-z]+|boldsymbol)\{([^{}]*)\}", r"\1"),
     (r"([_^])\{([^{}]*)\}", r"\1⦃\2⦄"),
     (r"\\sqrt\{([^{}]*)\}", r"√(\1)"),

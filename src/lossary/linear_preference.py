@@ -50,8 +50,9 @@ class LinearPreferenceLoss(Loss):
 
     Args:
         loss: a :class:`PairwisePreferenceLoss` of two policy and two reference log-probabilities,
-            or of the two of the policy, and of lengths; not one of answers to further prompts
-            (:class:`SRPOLoss`). Default ``None``: ``DPOLoss()``.
+            or of the two of the policy, and of lengths; not one that needs further models,
+            prompts or judges (DNO, INPO, SRPO, CREAM, SCIR), whose inputs
+            :func:`linear_sequence_logps` makes. Default ``None``: ``DPOLoss()``.
         ignore_index: tokens with this label are left out. Default -100.
         shift: position t predicts labels[:, t + 1]. The default; ``False`` where the caller has
             shifted labels and mask.

@@ -198,13 +198,10 @@ class CompositionalNLLLoss(_NoiseLoss, TrainingState):
     r"""Negative log-likelihood with a moving estimate of the normaliser (MECO).
 
     .. math:: \ell_i = -\log \tilde p(x_i) + \log u_t, \qquad
-              u_t = (1 - \gamma) u_{t-1} + \gamma \frac{1}{M} \sum_k
-              \frac{\tilde p(x'_k)}{q(x'_k)}
-
-    with the gradient
-
-    .. math:: -\nabla \log \tilde p(x_i) + \frac{1}{M} \sum_k \operatorname{sg}\Bigl[\frac{\tilde
-              p(x'_k)}{q(x'_k) \, u_t}\Bigr] \nabla \log \tilde p(x'_k)
+              u_t = (1 - \gamma) u_{t-1} + \frac{\gamma}{M} \sum_k r_k, \qquad
+              r_k = \frac{\tilde p(x'_k)}{q(x'_k)}, \qquad
+              \nabla \ell_i = -\nabla \log \tilde p(x_i)
+              + \frac{1}{M u_t} \sum_k r_k \nabla \log \tilde p(x'_k)
 
     The logarithm of a mean over few noise samples is biased; the moving average u holds the
     memory of many steps, so that the bias goes away as the steps grow smaller. Use it where noise
