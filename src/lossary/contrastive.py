@@ -60,12 +60,17 @@ class _Contrastive(TiledEmbeddingLoss):
         return [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]
 
 
-def _cross_entropy(logits: Tensor, target: Tensor, class_dim: int = 1) -> Tensor:
-    """Return -log softmax(logits) at the target, to full relative accuracy."""
+def _log_odds(logits: Tensor, target: Tensor, class_dim: int = 1) -> Tensor:
+    """Return how far the others stand above the target: logsumexp of them, less its logit."""
     if not logits.numel():
         return logits.sum(class_dim)
     names = (_softmax.LOG_ODDS,)
-    return softplus(_softmax.row_statistics(logits, target, names, class_dim=class_dim)[0])
+    return _softmax.row_statistics(logits, target, names, class_dim=class_dim)[0]
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, class_dim: int = 1) -> Tensor:
+    """Return -log softmax(logits) at the target, to full relative accuracy."""
+    return softplus(_log_odds(logits, target, class_dim))
 
 
 def _own_similarities(q: Tensor, keys: Tensor) -> Tensor:
@@ -73,7 +78,100 @@ def _own_similarities(q: Tensor, keys: Tensor) -> Tensor:
     return (keys @ q.unsqueeze(2)).squeeze(2)
 
 
-class InfoNCELoss(_Contrastive):
+class _Paired(_Contrastive):
+    """Queries with a positive each, among the positives of the others and further negatives."""
+
+    symmetric: bool = False
+    in_batch: bool = True
+
+    def _among(self, q: Tensor, p: Tensor, n: Tensor | None) -> Tensor:
+        """Return the loss of every query, of rows whose inner products are the logits."""
+        values = self._dense if self.tile_size is None else self._tiled
+        if not (self.in_batch and self._gathers()):
+            return values(q, p, p, 0, n, self.symmetric)
+        group = self.process_group
+        if not self.symmetric:
+            (keys,), first = _distributed.gather_with_gradient(p, group=group)
+            return values(q, p, keys, first, n, False)
+        (queries, keys), first = _distributed.gather_with_gradient(q, p, group=group)
+        forward, back = (
+            values(q, p, keys, first, n, False),
+            values(p, q, queries, first, None, False),
+        )
+        return (forward + back) / 2
+
+    def _dense(
+        self, q: Tensor, p: Tensor, keys: Tensor, first: int, n: Tensor | None, both: bool
+    ) -> Tensor:
+        """Return the loss of the rows q, whose positives p are the keys from ``first`` on.
+
+        With ``both``, of keys that are p: the mean with the loss of p among the rows q.
+        """
+        if self.in_batch:
+            logits, target = q @ keys.t(), torch.arange(first, first + len(q), device=q.device)
+        else:
+            logits = (q * p).sum(1, keepdim=True)
+            target = torch.zeros(len(q), dtype=torch.long, device=q.device)
+        back = _cross_entropy(logits, target, class_dim=0) if both else None
+        if n is not None:
+            far = q @ n.t() if n.dim() == 2 else _own_similarities(q, n)
+            logits = torch.cat((logits, far), 1)
+        value = self._of_logits(logits, target)
+        return value if back is None else (value + back) / 2
+
+    def _of_logits(self, logits: Tensor, target: Tensor) -> Tensor:
+        return _cross_entropy(logits, target)
+
+    def _tiled(
+        self, q: Tensor, p: Tensor, keys: Tensor, first: int, n: Tensor | None, both: bool
+    ) -> Tensor:
+        """Return the same without the matrix."""
+        assert self.tile_size is not None
+        own, keys, mask, far = self._candidates(q, p, keys, first, n)
+        rest, *columns = _similarity.log_sum_exp(
+            q, keys, mask, tile_size=self.tile_size, bound=self._bound(), columns=both
+        )
+        if far is not None:
+            rest = torch.logaddexp(rest, far.logsumexp(1))
+        value = softplus(rest - own)
+        return (value + softplus(columns[0][: len(q)] - own)) / 2 if columns else value
+
+    def _candidates(
+        self, q: Tensor, p: Tensor, keys: Tensor, first: int, n: Tensor | None
+    ) -> tuple[Tensor, Tensor, _similarity.Mask, Tensor | None]:
+        """Return the positives' logits, keys and who is no negative, and logits beside the keys.
+
+        The latter of negatives (N, M, D): they are fewer than the numbers in these.
+        """
+        own = (q * p).sum(1)
+        target = torch.arange(first, first + len(q), device=q.device).unsqueeze(1)
+        if not self.in_batch:
+            keys, target = p[:0], target[:, :0]
+        if n is not None and n.dim() == 2:
+            keys = torch.cat((keys, n))
+        far = _own_similarities(q, n) if n is not None and n.dim() == 3 else None
+        return own, keys, _similarity.Mask(target), far
+
+    def _bound(self) -> float:
+        """Return what no logit exceeds, where that is known without asking a device."""
+        return 1.0 / self.temperature if self.normalize else math.inf
+
+    def _check_negatives(self, query: Tensor, negatives: Tensor | None) -> None:
+        if negatives is None:
+            if not self.in_batch:
+                raise ValueError("negatives: expected a tensor with in_batch=False, got None")
+            return
+        check_floating("negatives", negatives)
+        n, width = query.shape
+        shape = tuple(negatives.shape)
+        if len(shape) not in (2, 3) or shape[-1] != width or (len(shape) == 3 and shape[0] != n):
+            raise ValueError(
+                f"negatives: expected shape (M, {width}) or ({n}, M, {width}), got {shape}"
+            )
+        check_device("negatives", negatives, query)
+
+
+class InfoNCELoss(_Paired):
     r"""InfoNCE: cross-entropy of the positive among in-batch and further negatives.
 
     .. math:: \ell_i = -\frac{s_{ii}}{\tau} + \log \sum_{k \in C(i)} e^{s_{ik}/\tau}, \qquad
@@ -189,64 +287,8 @@ class InfoNCELoss(_Contrastive):
         check_embeddings(query=query, positive=positive)
         self._check_negatives(query, negatives)
         q, p = self.units(query, positive)
-        q = q * self._scale(q)
         n = None if negatives is None else self.units(negatives)[0]
-        values = self._dense if self.tile_size is None else self._tiled
-        if not (self.in_batch and self._gathers()):
-            return values(q, p, p, 0, n, self.symmetric)
-        group = self.process_group
-        if not self.symmetric:
-            (keys,), first = _distributed.gather_with_gradient(p, group=group)
-            return values(q, p, keys, first, n, False)
-        (queries, keys), first = _distributed.gather_with_gradient(q, p, group=group)
-        forward, back = (
-            values(q, p, keys, first, n, False),
-            values(p, q, queries, first, None, False),
-        )
-        return (forward + back) / 2
-
-    def _dense(
-        self, q: Tensor, p: Tensor, keys: Tensor, first: int, n: Tensor | None, both: bool
-    ) -> Tensor:
-        """Return the loss of the rows q, whose positives p are the keys from ``first`` on.
-
-        With ``both``, of keys that are p: the mean with the loss of p among the rows q.
-        """
-        if self.in_batch:
-            logits, target = q @ keys.t(), torch.arange(first, first + len(q), device=q.device)
-        else:
-            logits = (q * p).sum(1, keepdim=True)
-            target = torch.zeros(len(q), dtype=torch.long, device=q.device)
-        back = _cross_entropy(logits, target, class_dim=0) if both else None
-        if n is not None:
-            far = q @ n.t() if n.dim() == 2 else _own_similarities(q, n)
-            logits = torch.cat((logits, far), 1)
-        value = _cross_entropy(logits, target)
-        return value if back is None else (value + back) / 2
-
-    def _tiled(
-        self, q: Tensor, p: Tensor, keys: Tensor, first: int, n: Tensor | None, both: bool
-    ) -> Tensor:
-        """Return the same without the matrix."""
-        assert self.tile_size is not None
-        own = (q * p).sum(1)
-        target = torch.arange(first, first + len(q), device=q.device).unsqueeze(1)
-        if not self.in_batch:
-            keys, target = p[:0], target[:, :0]
-        if n is not None and n.dim() == 2:
-            keys = torch.cat((keys, n))
-        rest, *columns = _similarity.log_sum_exp(
-            q,
-            keys,
-            _similarity.Mask(target),
-            tile_size=self.tile_size,
-            bound=self._bound(),
-            columns=both,
-        )
-        if n is not None and n.dim() == 3:  # fewer similarities than numbers in the negatives
-            rest = torch.logaddexp(rest, _own_similarities(q, n).logsumexp(1))
-        value = softplus(rest - own)
-        return (value + softplus(columns[0][: len(q)] - own)) / 2 if columns else value
+        return self._among(q * self._scale(q), p, n)
 
     def _scale(self, like: Tensor) -> float | Tensor:
         """Return 1/tau."""
@@ -256,29 +298,50 @@ class InfoNCELoss(_Contrastive):
         return torch.exp(self.log_scale - excess).to(like.dtype)
 
     def _bound(self) -> float:
-        """Return what no similarity exceeds, where that is known without asking a device."""
-        return (
-            1.0 / self.temperature
-            if self.normalize and not self.learnable_temperature
-            else math.inf
-        )
-
-    def _check_negatives(self, query: Tensor, negatives: Tensor | None) -> None:
-        if negatives is None:
-            if not self.in_batch:
-                raise ValueError("negatives: expected a tensor with in_batch=False, got None")
-            return
-        check_floating("negatives", negatives)
-        n, width = query.shape
-        shape = tuple(negatives.shape)
-        if len(shape) not in (2, 3) or shape[-1] != width or (len(shape) == 3 and shape[0] != n):
-            raise ValueError(
-                f"negatives: expected shape (M, {width}) or ({n}, M, {width}), got {shape}"
-            )
-        check_device("negatives", negatives, query)
+        return math.inf if self.learnable_temperature else super()._bound()
 
 
-class NTXentLoss(_Contrastive):
+class _TwoViews(_Contrastive):
+    """Two views of every sample, told from both views of the other samples."""
+
+    def _log_odds(self, z: Tensor, keys: Tensor, position: Tensor) -> Tensor:
+        """Return of every row how far those of other samples stand above its other view."""
+        other = position.roll(len(z) // 2)
+        if self.tile_size is not None:
+            absent = torch.stack((position, other), 1)
+            return self._tiled_log_odds(z, keys, absent, self.tile_size)
+        is_self = position.unsqueeze(1) == torch.arange(len(keys), device=z.device)
+        logits = (z @ keys.t() / self.temperature).masked_fill(is_self, -math.inf)
+        return _log_odds(logits, other)
+
+    def _tiled_log_odds(self, z: Tensor, keys: Tensor, absent: Tensor, tile_size: int) -> Tensor:
+        """Return the same without the matrix: of row i, the keys ``absent`` are no negatives."""
+        mask = _similarity.Mask(absent)
+        bound = 1.0 / self.temperature if self.normalize else math.inf
+        root, alone = self.temperature**-0.5, keys is z
+        z = z * root
+        if alone:
+            rest = _similarity.self_log_sum_exp(z, mask, tile_size=tile_size, bound=bound)
+        else:
+            keys = keys * root
+            (rest,) = _similarity.log_sum_exp(z, keys, mask, tile_size=tile_size, bound=bound)
+        return rest - _positives(z).repeat(2)
+
+    @staticmethod
+    def _unbounded() -> tuple[list[list[float]], ...]:
+        return [[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]
+
+
+def _positives(z: Tensor) -> Tensor:
+    """Return the similarity of the two views of every sample, which stand one after the other."""
+    return (z[: len(z) // 2] * z[len(z) // 2 :]).sum(1)
+
+
+def _mean_of_views(values: Tensor) -> Tensor:
+    return (values[: len(values) // 2] + values[len(values) // 2 :]) / 2
+
+
+class NTXentLoss(_TwoViews):
     r"""NT-Xent: the loss of SimCLR, over two views of every sample.
 
     .. math:: \ell_a = -\frac{s_{a a'}}{\tau} + \log \sum_{b \ne a} e^{s_{ab}/\tau}
@@ -350,40 +413,4 @@ class NTXentLoss(_Contrastive):
     def per_sample(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Return the loss of every sample, unreduced."""
         check_embeddings(z1=z1, z2=z2)
-        views = self.units(z1, z2)
-        z, n = torch.cat(views), len(z1)
-        rows = torch.arange(2 * n, device=z.device)
-        if self._gathers():
-            all_views, first = _distributed.gather_with_gradient(*views, group=self.process_group)
-            # Of every own row, which one it is among the rows of all processes.
-            rows = torch.cat((rows[:n] + first, rows[n:] - n + first + len(all_views[0])))
-            keys = torch.cat(all_views)
-        else:
-            keys = z
-        other = rows.roll(n)
-        if self.tile_size is not None:
-            return self._tiled(z, keys, torch.stack((rows, other), 1), self.tile_size)
-        is_self = rows.unsqueeze(1) == torch.arange(len(keys), device=z.device)
-        logits = (z @ keys.t() / self.temperature).masked_fill(is_self, -math.inf)
-        value = _cross_entropy(logits, other)
-        return (value[:n] + value[n:]) / 2
-
-    def _tiled(self, z: Tensor, keys: Tensor, absent: Tensor, tile_size: int) -> Tensor:
-        """Return the same without the matrix: of row i, the keys ``absent`` are no negatives."""
-        mask = _similarity.Mask(absent)
-        bound = 1.0 / self.temperature if self.normalize else math.inf
-        n, root = len(z) // 2, self.temperature**-0.5
-        alone = keys is z
-        z = z * root
-        own = (z[:n] * z[n:]).sum(1)
-        if alone:
-            rest = _similarity.self_log_sum_exp(z, mask, tile_size=tile_size, bound=bound)
-        else:
-            (rest,) = _similarity.log_sum_exp(
-                z, keys * root, mask, tile_size=tile_size, bound=bound
-            )
-        return (softplus(rest[:n] - own) + softplus(rest[n:] - own)) / 2
-
-    @staticmethod
-    def _unbounded() -> tuple[list[list[float]], ...]:
-        return [[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]
+        return _mean_of_views(softplus(self._log_odds(*self.rows_of_all(z1, z2))))
