@@ -46,7 +46,14 @@ from lossary.consistency import (
     lognormal_index_probabilities,
     minibatch_ot_coupling,
 )
-from lossary.contrastive import InfoNCELoss, NTXentLoss
+from lossary.contrastive import (
+    BatchSoftmaxLoss,
+    DCLLoss,
+    HardContrastiveLoss,
+    InfoNCELoss,
+    NTXentLoss,
+    SigLIPLoss,
+)
 from lossary.evidential import (
     DempsterShaferCombination,
     EvidentialEngagementWeighting,
@@ -115,6 +122,7 @@ from lossary.softmax_alternatives import (
     TaylorSoftmaxLoss,
     ZLoss,
 )
+from lossary.supervised_contrastive import SupConLoss
 from lossary.theory import (
     comp_sum_conditional_minimum,
     comp_sum_gamma,
@@ -137,6 +145,7 @@ __all__ = [
     "BCOPairLoss",
     "BackdoorAdjustment",
     "BalanceScore",
+    "BatchSoftmaxLoss",
     "BrierLoss",
     "CPLLoss",
     "CPOLoss",
@@ -146,6 +155,7 @@ __all__ = [
     "ConsistencyLoss",
     "CorrectnessAwareLoss",
     "CrammerSingerLoss",
+    "DCLLoss",
     "DPOLoss",
     "DPOPLoss",
     "DempsterShaferCombination",
@@ -163,6 +173,7 @@ __all__ = [
     "GlobalContrastiveLoss",
     "GradientSimilarityFocalLoss",
     "GuidedLossScaling",
+    "HardContrastiveLoss",
     "HingePreferenceLoss",
     "IBPRobustCrossEntropyLoss",
     "IBPTightnessRegularizer",
@@ -203,10 +214,12 @@ __all__ = [
     "ScaledLogisticLoss",
     "SequenceNLLLoss",
     "ShardedLogits",
+    "SigLIPLoss",
     "SimPOLoss",
     "SmoothAdversarialCompSumLoss",
     "SphericalSoftmaxLoss",
     "StableMaxCrossEntropyLoss",
+    "SupConLoss",
     "SymmetricConsistencyLoss",
     "SymmetricCrossEntropyLoss",
     "TCMLoss",
