@@ -5,11 +5,16 @@ import torch
 import torch.distributed as dist
 
 from lossary import (
+    BatchSoftmaxLoss,
+    DCLLoss,
     FeatureSeparationLoss,
     GlobalContrastiveLoss,
+    HardContrastiveLoss,
     InfoNCELoss,
     NormalizedLogisticLoss,
     NTXentLoss,
+    SigLIPLoss,
+    SupConLoss,
     TCMLoss,
     TwoWayGlobalContrastiveLoss,
     _distributed,
@@ -27,7 +32,7 @@ def remembering(loss, **options):
 
 
 def makers():
-    """Losses by name, with whether they take dataset indices, labels or negatives."""
+    """Losses by name, with what they take beside embeddings."""
     both = {"dense": None, "tiles": 2}
     for kind, t in both.items():
         yield f"InfoNCE {kind}", lambda t=t, **o: InfoNCELoss(0.2, tile_size=t, **o), ""
@@ -55,6 +60,31 @@ def makers():
             lambda t=t, **o: TCMLoss(0.9, 0.1, 1.0, 2.0, tile_size=t, **o),
             "labels",
         )
+        yield f"DCL {kind}", lambda t=t, **o: DCLLoss(0.2, "vmf", 0.3, tile_size=t, **o), ""
+        yield (
+            f"hard {kind}",
+            lambda t=t, **o: HardContrastiveLoss(0.2, 0.4, tile_size=t, **o),
+            "negatives",
+        )
+        yield (
+            f"simple {kind}",
+            lambda t=t, **o: HardContrastiveLoss(num_hard=3, simple=True, tile_size=t, **o),
+            "",
+        )
+        yield (
+            f"batch softmax {kind}",
+            lambda t=t, **o: BatchSoftmaxLoss(0.2, tile_size=t, **o),
+            "log_q",
+        )
+        yield f"SigLIP {kind}", lambda t=t, **o: SigLIPLoss(tile_size=t, **o).double(), ""
+        yield f"SupCon {kind}", lambda t=t, **o: SupConLoss(0.3, tile_size=t, **o), "labels"
+        yield (
+            f"SupCon of two views {kind}",
+            lambda t=t, **o: SupConLoss(0.3, tile_size=t, **o),
+            "labels between",
+        )
+    yield "SupCon, in", lambda **o: SupConLoss(0.3, variant="in", tile_size=2, **o), "labels"
+    yield "SupCon, in, dense", lambda **o: SupConLoss(0.3, variant="in", **o), "labels"
     yield "separation", lambda **o: FeatureSeparationLoss(0.3, **o), "labels"
     yield "normalised logistic", NormalizedLogisticLoss, "binary"
 
@@ -68,12 +98,13 @@ def train(make, needs, rows, steps, weighted=False, **options):
     for _ in range(steps):
         a, b = torch.randn(2, 9, WIDTH, dtype=F64, generator=generator)
         index = torch.randperm(SAMPLES, generator=generator)[:9]
-        labels = torch.randint(3, (9,), generator=generator)
+        labels = torch.randint(5, (9,), generator=generator)
         weight = torch.rand(9, dtype=F64, generator=generator)
         queue = torch.randn(4, WIDTH, dtype=F64, generator=generator)
         a, b, index, labels, weight = (x[rows] for x in (a, b, index, labels, weight))
-        more = {"index": (index,), "negatives": (queue,)}.get(needs, ())
+        more = {"index": (index,), "negatives": (queue,), "log_q": (3 * weight,)}.get(needs, ())
         inputs = (a @ model, labels) if needs == "labels" else (a @ model, b @ model, *more)
+        inputs = (a @ model, labels, b @ model) if needs == "labels between" else inputs
         inputs = ((a @ model).sum(1), labels > 0) if needs == "binary" else inputs
         value = loss(*inputs, weight=weight if weighted else None)
         leaves = [model, *loss.parameters()]
@@ -175,7 +206,19 @@ def _two_processes(rank):
         value = loss(none, none)
         assert value == 0.0
         value.backward()
-    assert TCMLoss()(none, torch.empty(0, dtype=torch.long)) == 0.0
+    for loss in (TCMLoss(), SupConLoss(), SupConLoss(tile_size=2)):
+        assert loss(none, torch.empty(0, dtype=torch.long)) == 0.0
+    # All samples distinct: nobody counts on any process, and the zero is attached to all.
+    distinct = torch.arange(4) + 4 * rank
+    for loss in (SupConLoss(), SupConLoss(tile_size=2)):
+        leaf = a.clone().requires_grad_()
+        value = loss(leaf, distinct)
+        value.backward()
+        assert value == 0.0
+        assert not bool(leaf.grad.any())
+    one = slice(0, 1 - rank)
+    with pytest.raises(ValueError, match="z1: expected at least 2 samples, over all processes"):
+        DCLLoss()(a[one], b[one])
     remembers = remembering(GlobalContrastiveLoss)
     one = slice(0, 1 - rank)
     with pytest.raises(ValueError, match="z1: expected at least 2 samples, over all processes"):
@@ -190,6 +233,9 @@ def _two_processes(rank):
 
 LOSSES = [
     NormalizedLogisticLoss,
+    BatchSoftmaxLoss,
+    SigLIPLoss,
+    SupConLoss,
     InfoNCELoss,
     NTXentLoss,
     TCMLoss,

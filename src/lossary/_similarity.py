@@ -171,32 +171,19 @@ def term_sums(
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-@torch.no_grad()
 def kth_largest(
     q: Tensor, k: Tensor, mask: Mask, kth: int, *, tile_size: int, beside: Tensor | None = None
 ) -> Tensor:
     """Return the kth largest similarity of every row, -inf where fewer are left.
 
-    ``beside`` (N, E) holds further similarities of every row, which count too.
-    A few whole rows are held at a time, tile_size x M similarities; they are computed in the tiles
-    of the other sweeps, to whose similarities the result will be compared.
+    ``beside`` (N, E) holds further similarities of every row, which count too. A few whole rows are
+    held at a time, tile_size x M similarities; they are computed in the tiles of the other sweeps,
+    to whose similarities the result will be compared. No gradient.
     """
     _check_transforms(q, k, tile_size=tile_size)
-    q, k = q.detach(), k.detach()
-    out = q.new_full((len(q),), -math.inf)
-    beside = q[:, :0] if beside is None else beside.detach()
-    width = len(k) + beside.shape[1]
-    if not out.numel() or kth > width:
-        return out
-    if not len(k):
-        return beside.kthvalue(width + 1 - kth, 1).values
-    held = q.new_empty(min(len(q), tile_size), width)
-    for rows, columns, s, _ in _tiles(q, k, mask, _Plan(tile_size, False)):
-        part = held[: len(s)]
-        part[:, columns] = s
-        if columns.stop == len(k):
-            part[:, len(k) :] = beside[rows]
-            out[rows] = part.amax(1) if kth == 1 else part.kthvalue(width + 1 - kth, 1).values
+    beside = q[:, :0] if beside is None else beside
+    plan = _Plan(tile_size, False)
+    out: Tensor = _Largest.apply(q.detach(), k.detach(), mask, plan, kth, beside.detach())  # type: ignore[no-untyped-call]
     return out
 
 
@@ -281,6 +268,18 @@ class _Sums(_FirstOrder):
     @staticmethod
     def forward(q: Tensor, k: Tensor, mask: Mask, plan: _Plan) -> tuple[Tensor, ...]:
         return (_tiled_sums if plan.terms is None else _tiled_terms)(q, k, mask, plan)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.plan = inputs[3]
+
+
+class _Largest(_FirstOrder):
+    """The kth largest of every row, of constants."""
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, mask: Mask, plan: _Plan, kth: int, beside: Tensor) -> Tensor:
+        return _tiled_largest(q, k, mask, plan, kth, beside)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -439,6 +438,25 @@ def _tiled_terms(q: Tensor, k: Tensor, mask: Mask, plan: _Plan) -> tuple[Tensor,
         total[rows] += terms.sum(1)
         count[rows] += s.shape[1] if counts is None else counts.sum(1)
     return total, count
+
+
+def _tiled_largest(
+    q: Tensor, k: Tensor, mask: Mask, plan: _Plan, kth: int, beside: Tensor
+) -> Tensor:
+    out = q.new_full((len(q),), -math.inf)
+    width = len(k) + beside.shape[1]
+    if not out.numel() or kth > width:
+        return out
+    if not len(k):
+        return beside.kthvalue(width + 1 - kth, 1).values
+    held = q.new_empty(min(len(q), plan.tile_size), width)
+    for rows, columns, s, _ in _tiles(q, k, mask, plan):
+        part = held[: len(s)]
+        part[:, columns] = s
+        if columns.stop == len(k):
+            part[:, len(k) :] = beside[rows]
+            out[rows] = part.amax(1) if kth == 1 else part.kthvalue(width + 1 - kth, 1).values
+    return out
 
 
 def _tiled_slopes(
