@@ -453,6 +453,14 @@ def test_batch_softmax(seed, n, tile_size, tau, normalize, corrected):
     same(*pair(lambda **o: BatchSoftmaxLoss(tau, normalize, **o), tile_size), inputs, seed)
 
 
+def test_batch_softmax_of_items_that_hardly_ever_come():
+    a, b = draw(2, 5, 3)
+    log_q = torch.tensor([-300.0, 0.0, -150.0, -299.0, 200.0], dtype=F64)
+    want = BatchSoftmaxLoss(reduction="none")(a, b, log_q)
+    got = BatchSoftmaxLoss(tile_size=2, reduction="none")(a.float(), b.float(), log_q.float())
+    close(got.double(), want, rtol=1e-5, atol=1e-4)
+
+
 @given(seeds, sizes, tile_sizes, st.booleans(), st.booleans())
 def test_sigmoids(seed, n, tile_size, normalize, learns):
     inputs = [x.requires_grad_() for x in draw(2, n, 3, seed=seed)]

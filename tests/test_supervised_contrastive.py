@@ -175,9 +175,9 @@ def test_any_integers_name_the_classes(tile_size, dtype):
 
 
 def test_rows_of_very_different_lengths():
-    # Inner products: the positive of the first two is far shorter than they are.
-    z = draw(6, 3) * torch.tensor([[1.0], [1e-3], [1.0], [2.0], [0.5], [1.0]], dtype=F64)
-    labels = torch.tensor([0, 0, 1, 1, 1, 2])
+    # Inner products: beside the first row its positive is lost in the sum over their class.
+    lengths = torch.tensor([[1e5], [1e-5], [1e-5], [2e-5], [1e-5], [1e-5]], dtype=F64)
+    z, labels = draw(6, 3) * lengths, torch.tensor([0, 0, 1, 1, 1, 2])
     want = SupConLoss(0.5, normalize=False, reduction="none")(z, labels)
     got = SupConLoss(0.5, normalize=False, tile_size=4, reduction="none")(z, labels)
     close(got, want)

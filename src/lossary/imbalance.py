@@ -445,10 +445,11 @@ class FeatureSeparationLoss(SupConLoss):
         All of them must call it, forward and backward.
 
     Raises:
-        ValueError: ``temperature`` <= 0; features not (N, D), labels not (N,); a
-            ``process_group`` without this process.
+        ValueError: ``temperature`` <= 0; features not (N, D), labels not (N,); ``tile_size`` < 1;
+            a ``process_group`` without this process.
         TypeError: features that are not floating point, labels that are not integers.
-        RuntimeError: ``gather=True`` without ``torch.distributed``.
+        RuntimeError: ``gather=True`` without ``torch.distributed``; second derivatives, forward
+            mode or ``vmap`` with ``tile_size``.
 
     Reference:
         Wang, Xu, Liu, Li, Thuraisingham, Tang, "Imbalanced Adversarial Training with Reweighting",
