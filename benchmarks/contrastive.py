@@ -28,14 +28,19 @@ from harness import (
 from torch import Tensor
 
 from lossary import (
+    DCLLoss,
     GlobalContrastiveLoss,
     InfoNCELoss,
     NTXentLoss,
+    SupConLoss,
     TwoWayGlobalContrastiveLoss,
 )
 
 RATIO, MEMORY = "x plain [IQR]", "peak memory / matrix"
 WIDTH, TAU, VIEWS_TAU, TILE = 128, 0.07, 0.1, 1024
+CLASSES = 100
+#: The losses of two views of every sample.
+OF_VIEWS = ("views", "decoupled", "supervised")
 
 
 # The losses as they are usually written.
@@ -61,6 +66,38 @@ def plain_nt_xent(a: Tensor, b: Tensor) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(z)).roll(len(a)))
 
 
+def plain_dcl(a: Tensor, b: Tensor) -> Tensor:
+    """Return the decoupled contrastive loss."""
+    z = F.normalize(torch.cat((a, b)), dim=1)
+    logits = z @ z.t() / VIEWS_TAU
+    rows = torch.arange(len(z))
+    other = rows.roll(len(a))
+    own = logits[rows, other]
+    masked = torch.eye(len(z), dtype=torch.bool)
+    masked[rows, other] = True
+    return (logits.masked_fill(masked, -math.inf).logsumexp(1) - own).mean()
+
+
+def plain_supcon(a: Tensor, b: Tensor) -> Tensor:
+    """Return the supervised contrastive loss, of the labels of this file."""
+    z, labels = F.normalize(torch.cat((a, b)), dim=1), labels_of(a).repeat(2)
+    logits = z @ z.t() / VIEWS_TAU
+    others = ~torch.eye(len(z), dtype=torch.bool)
+    positive = (labels.unsqueeze(1) == labels) & others
+    log_p = logits - logits.masked_fill(~others, -math.inf).logsumexp(1, keepdim=True)
+    return -((log_p * positive).sum(1) / positive.sum(1)).mean()
+
+
+def labels_of(a: Tensor) -> Tensor:
+    """Return the classes of the samples."""
+    return torch.arange(len(a)) % CLASSES
+
+
+def supervised(loss: SupConLoss) -> LossFn:
+    """Return the loss of the two views and these classes."""
+    return lambda a, b: loss(a, labels_of(a), b)
+
+
 # The same in float64, in blocks of rows, with the gradient in the first embeddings.
 
 
@@ -68,18 +105,30 @@ def exact(a: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """Return value and gradient; in blocks, because nothing else would fit."""
     leaf = a.detach().double().requires_grad_()
     q, p = F.normalize(leaf, dim=1), F.normalize(b.detach().double(), dim=1)
-    views = kind == "views"
+    views = kind in OF_VIEWS
     x, y, tau = (torch.cat((q, p)),) * 2 + (VIEWS_TAU,) if views else (q, p, TAU)
     sides = [(x, y), (y, x)] if kind == "symmetric" else [(x, y)]
     total, gradient = torch.zeros(()).double(), torch.zeros_like(leaf)
     n = len(x)
     target = torch.arange(n).roll(len(a)) if views else torch.arange(n)
+    labels = labels_of(a).repeat(2)
     for left, right in sides:
         for rows in torch.arange(n).split(512):
             logits = left[rows] @ right.t() / tau
+            itself = rows.unsqueeze(1) == torch.arange(n)
             if views:
-                logits = logits.masked_fill(rows.unsqueeze(1) == torch.arange(n), -math.inf)
-            part = F.cross_entropy(logits, target[rows], reduction="sum") / (n * len(sides))
+                logits = logits.masked_fill(itself, -math.inf)
+            if kind == "decoupled":
+                other = target[rows].unsqueeze(1)
+                own = logits.gather(1, other).squeeze(1)
+                part = logits.scatter(1, other, -math.inf).logsumexp(1) - own
+            elif kind == "supervised":
+                positive = (labels[rows].unsqueeze(1) == labels) & ~itself
+                near = torch.where(positive, logits, 0.0).sum(1) / positive.sum(1)
+                part = logits.logsumexp(1) - near
+            else:
+                part = F.cross_entropy(logits, target[rows], reduction="none")
+            part = part.sum() / (n * len(sides))
             (slope,) = torch.autograd.grad(part, leaf, retain_graph=True)
             total, gradient = total + part.detach(), gradient + slope
     return total, gradient
@@ -143,6 +192,25 @@ COMPARED: dict[str, tuple[str, Candidates]] = {
             f"NTXentLoss(tile_size={TILE})": (NTXentLoss(VIEWS_TAU, tile_size=TILE), 0.4),
         },
     ),
+    "DCL": (
+        "decoupled",
+        {
+            "plain": (plain_dcl, None),
+            "DCLLoss()": (DCLLoss(VIEWS_TAU), None),
+            f"DCLLoss(tile_size={TILE})": (DCLLoss(VIEWS_TAU, tile_size=TILE), 0.4),
+        },
+    ),
+    "SupCon": (
+        "supervised",
+        {
+            "plain": (plain_supcon, None),
+            "SupConLoss()": (supervised(SupConLoss(VIEWS_TAU)), None),
+            f"SupConLoss(tile_size={TILE})": (
+                supervised(SupConLoss(VIEWS_TAU, tile_size=TILE)),
+                0.4,
+            ),
+        },
+    ),
 }
 
 
@@ -154,7 +222,7 @@ def compare(title: str, rounds: int, quick: bool) -> list[Table]:
     name, _, size = title.partition(", N = ")
     kind, candidates = COMPARED[name]
     n = 4096 if quick else int(size)
-    a, b = data(n // 2 if kind == "views" else n)
+    a, b = data(n // 2 if kind in OF_VIEWS else n)
     like = torch.empty(n, n, device="meta")
     progress, clock = Progress(title, len(candidates) + rounds), Clock(quick)
     wanted = exact(a, b, kind)

@@ -22,6 +22,7 @@ from lossary import (
     AsymmetricExponentialLoss,
     AsymmetricGCELoss,
     AsymmetricUnhingedLoss,
+    BatchSoftmaxLoss,
     BCOLoss,
     BCOPairLoss,
     BradleyTerryLoss,
@@ -37,6 +38,7 @@ from lossary import (
     CPOLoss,
     CrammerSingerLoss,
     CREAMLoss,
+    DCLLoss,
     DecoupledPPOLoss,
     DirectAdvantageLoss,
     DirectCoverageLoss,
@@ -58,6 +60,7 @@ from lossary import (
     GradDiffLoss,
     GradientSimilarityFocalLoss,
     GRPOLoss,
+    HardContrastiveLoss,
     HingePreferenceLoss,
     IBPRobustCrossEntropyLoss,
     IBPTightnessRegularizer,
@@ -104,6 +107,7 @@ from lossary import (
     ScaledLogisticLoss,
     SCIRLoss,
     SequenceNLLLoss,
+    SigLIPLoss,
     SimNPOLoss,
     SimPOLoss,
     SmoothAdversarialCompSumLoss,
@@ -114,6 +118,7 @@ from lossary import (
     SRPOLoss,
     StableMaxCrossEntropyLoss,
     StableReinforceLoss,
+    SupConLoss,
     SuperHFLoss,
     SymmetricConsistencyLoss,
     SymmetricCrossEntropyLoss,
@@ -451,9 +456,22 @@ def labelled(n, dtype, generator):
     return torch.randn(n, 3, dtype=dtype, generator=generator), torch.arange(n) % 2
 
 
+def labelled_views(n, dtype, generator):
+    a, b = views(n, dtype, generator)
+    return a, torch.arange(n) % 2, b
+
+
+def with_frequencies(n, dtype, generator):
+    """Add logarithms of how often the samples come."""
+    return *views(n, dtype, generator), -torch.rand(n, dtype=dtype, generator=generator)
+
+
 #: Of a surrogate, whose gradient is not the slope of its value.
 SURROGATE = dict.fromkeys(
     ("gradcheck", "gradgradcheck", "forward_mode"), "the value is a surrogate for its gradient"
+)
+DETACHED = dict.fromkeys(
+    ("gradcheck", "gradgradcheck", "forward_mode"), "a factor carries no gradient"
 )
 FOR_OTHER_BATCHES = {"property:bounds": "other batches than these, of 4 samples, come near it"}
 
@@ -613,9 +631,6 @@ def with_features(*, scaled=False):
     return draw
 
 
-DETACHED = dict.fromkeys(
-    ("gradcheck", "gradgradcheck", "forward_mode"), "the focal factor carries no gradient"
-)
 #: The infimum needs much evidence for one class and none for all others.
 FAR_OFF = {"property:bounds": "the infimum lies further off than the search goes"}
 #: Where what is right does not follow the logits that are looked at.
@@ -1624,6 +1639,54 @@ CASES |= {
         Case("default", NTXentLoss, views, FOR_OTHER_BATCHES),
         Case("small", lambda: NTXentLoss(0.05), views),
         Case("inner product", lambda: NTXentLoss(normalize=False), views),
+    ],
+    "DCLLoss": [
+        Case("default", DCLLoss, views, FOR_OTHER_BATCHES),
+        Case("vmf", lambda: DCLLoss(0.3, "vmf"), views, DETACHED),
+        Case("inner product", lambda: DCLLoss(0.5, normalize=False), views),
+        Case("vmf inner product", lambda: DCLLoss(0.5, "vmf", 2.0, False), views, DETACHED),
+    ],
+    "HardContrastiveLoss": [
+        Case("default", lambda: HardContrastiveLoss(alpha=0.5), views),
+        Case(
+            "shared",
+            lambda: HardContrastiveLoss(0.3, num_hard=2),
+            embeddings((5, 3)),
+            FOR_OTHER_BATCHES,
+        ),
+        Case("simple", lambda: HardContrastiveLoss(alpha=0.7, simple=True), embeddings((5, 3))),
+        Case(
+            "own",
+            lambda: HardContrastiveLoss(alpha=0.6, normalize=False, in_batch=False),
+            embeddings(("N", 5, 3)),
+            FOR_OTHER_BATCHES,
+        ),
+    ],
+    "BatchSoftmaxLoss": [
+        Case("default", BatchSoftmaxLoss, with_frequencies),
+        Case("without", lambda: BatchSoftmaxLoss(0.2), views, FOR_OTHER_BATCHES),
+        Case("inner product", lambda: BatchSoftmaxLoss(0.5, False), views),
+    ],
+    "SigLIPLoss": [
+        Case("default", SigLIPLoss, views, FOR_OTHER_BATCHES),
+        Case("fixed", lambda: SigLIPLoss(3.0, -1.0, False), views, FOR_OTHER_BATCHES),
+        Case(
+            "inner product",
+            lambda: SigLIPLoss(1.0, 0.5, normalize=False),
+            views,
+            FOR_OTHER_BATCHES,
+        ),
+    ],
+    "SupConLoss": [
+        Case("default", SupConLoss, labelled),
+        Case("in", lambda: SupConLoss(0.3, variant="in"), labelled, FOR_OTHER_BATCHES),
+        Case(
+            "two views",
+            lambda: SupConLoss(0.2, 0.07, no_positive="zero"),
+            labelled_views,
+            FOR_OTHER_BATCHES,
+        ),
+        Case("inner product", lambda: SupConLoss(0.5, normalize=False), labelled),
     ],
     "TCMLoss": [
         Case("default", TCMLoss, labelled),

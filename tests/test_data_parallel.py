@@ -23,6 +23,8 @@ from lossary import (
     NTXentLoss,
     SequenceNLLLoss,
     ShardedLogits,
+    SigLIPLoss,
+    SupConLoss,
     SymmetricCrossEntropyLoss,
     TCMLoss,
     TwoWayGlobalContrastiveLoss,
@@ -389,6 +391,8 @@ def coupled():
                 ("index",),
             )
     yield "TCM", lambda: TCMLoss(0.9, 0.1, 1.0, 2.0), 1, ("target",)
+    yield "SupCon", lambda: SupConLoss(0.2), 1, ("target",)
+    yield "SigLIP", SigLIPLoss, 2, ()
     yield "ALDR", lambda: ALDRKLLoss(SAMPLES), 1, ("ignoring", "index")
 
 

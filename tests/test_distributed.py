@@ -5,14 +5,19 @@ import torch
 import torch.distributed as dist
 
 from lossary import (
+    BatchSoftmaxLoss,
     CompositionalNLLLoss,
+    DCLLoss,
     FeatureSeparationLoss,
     GlobalContrastiveLoss,
+    HardContrastiveLoss,
     InfoNCELoss,
     NCELoss,
     NormalizedLogisticLoss,
     NTXentLoss,
     PairwiseRankNetLoss,
+    SigLIPLoss,
+    SupConLoss,
     TCMLoss,
     TwoWayGlobalContrastiveLoss,
     UNPGLoss,
@@ -28,7 +33,7 @@ BOUNDS = {2: ([0, 3, 9], [0, 9, 9]), 3: ([0, 2, 7, 9], [0, 4, 4, 9])}
 
 REMEMBERING = ("index", "densities")
 #: Parameters, whose gradients are compared.
-LEARNT = ("log_scale", "log_z", "weight_matrix")
+LEARNT = ("log_scale", "bias", "log_z", "weight_matrix")
 
 
 def remembering(loss, **options):
@@ -41,7 +46,7 @@ def with_directions(loss, **options):
 
 
 def makers():
-    """Losses by name, with whether they take dataset indices, labels or negatives."""
+    """Losses by name, with what they take beside embeddings."""
     both = {"dense": None, "tiles": 2}
     for kind, t in both.items():
         yield f"InfoNCE {kind}", lambda t=t, **o: InfoNCELoss(0.2, tile_size=t, **o), ""
@@ -69,6 +74,31 @@ def makers():
             lambda t=t, **o: TCMLoss(0.9, 0.1, 1.0, 2.0, tile_size=t, **o),
             "labels",
         )
+        yield f"DCL {kind}", lambda t=t, **o: DCLLoss(0.2, "vmf", 0.3, tile_size=t, **o), ""
+        yield (
+            f"hard {kind}",
+            lambda t=t, **o: HardContrastiveLoss(0.2, 0.4, tile_size=t, **o),
+            "negatives",
+        )
+        yield (
+            f"simple {kind}",
+            lambda t=t, **o: HardContrastiveLoss(num_hard=3, simple=True, tile_size=t, **o),
+            "",
+        )
+        yield (
+            f"batch softmax {kind}",
+            lambda t=t, **o: BatchSoftmaxLoss(0.2, tile_size=t, **o),
+            "log_q",
+        )
+        yield f"SigLIP {kind}", lambda t=t, **o: SigLIPLoss(tile_size=t, **o).double(), ""
+        yield f"SupCon {kind}", lambda t=t, **o: SupConLoss(0.3, tile_size=t, **o), "labels"
+        yield (
+            f"SupCon of two views {kind}",
+            lambda t=t, **o: SupConLoss(0.3, tile_size=t, **o),
+            "labels between",
+        )
+    yield "SupCon, in", lambda **o: SupConLoss(0.3, variant="in", tile_size=2, **o), "labels"
+    yield "SupCon, in, dense", lambda **o: SupConLoss(0.3, variant="in", **o), "labels"
     yield "UNPG", lambda **o: with_directions(UNPGLoss, **o), "labels"
     yield "RankNet", PairwiseRankNetLoss, ""
     for alpha in (None, 0.3):
@@ -88,12 +118,13 @@ def train(make, needs, rows, steps, weighted=False, **options):
     for _ in range(steps):
         a, b = torch.randn(2, 9, WIDTH, dtype=F64, generator=generator)
         index = torch.randperm(SAMPLES, generator=generator)[:9]
-        labels = torch.randint(3, (9,), generator=generator)
+        labels = torch.randint(5, (9,), generator=generator)
         weight = torch.rand(9, dtype=F64, generator=generator)
         queue = torch.randn(4, WIDTH, dtype=F64, generator=generator)
         a, b, index, labels, weight = (x[rows] for x in (a, b, index, labels, weight))
-        more = {"index": (index,), "negatives": (queue,)}.get(needs, ())
+        more = {"index": (index,), "negatives": (queue,), "log_q": (3 * weight,)}.get(needs, ())
         inputs = (a @ model, labels) if needs == "labels" else (a @ model, b @ model, *more)
+        inputs = (a @ model, labels, b @ model) if needs == "labels between" else inputs
         inputs = ((a @ model).sum(1), labels > 0) if needs == "binary" else inputs
         inputs = (*inputs, a * b @ model) if needs == "hard" else inputs
         if needs in ("noise", "densities"):
@@ -199,7 +230,19 @@ def _two_processes(rank):
         value = loss(none, none)
         assert value == 0.0
         value.backward()
-    assert TCMLoss()(none, torch.empty(0, dtype=torch.long)) == 0.0
+    for loss in (TCMLoss(), SupConLoss(), SupConLoss(tile_size=2)):
+        assert loss(none, torch.empty(0, dtype=torch.long)) == 0.0
+    # All samples distinct: nobody counts on any process, and the zero is attached to all.
+    distinct = torch.arange(4) + 4 * rank
+    for loss in (SupConLoss(), SupConLoss(tile_size=2)):
+        leaf = a.clone().requires_grad_()
+        value = loss(leaf, distinct)
+        value.backward()
+        assert value == 0.0
+        assert not bool(leaf.grad.any())
+    one = slice(0, 1 - rank)
+    with pytest.raises(ValueError, match="z1: expected at least 2 samples, over all processes"):
+        DCLLoss()(a[one], b[one])
     remembers = remembering(GlobalContrastiveLoss)
     one = slice(0, 1 - rank)
     with pytest.raises(ValueError, match="z1: expected at least 2 samples, over all processes"):
@@ -214,6 +257,9 @@ def _two_processes(rank):
 
 LOSSES = [
     NormalizedLogisticLoss,
+    BatchSoftmaxLoss,
+    SigLIPLoss,
+    SupConLoss,
     InfoNCELoss,
     NCELoss,
     NTXentLoss,

@@ -46,7 +46,14 @@ from lossary.consistency import (
     lognormal_index_probabilities,
     minibatch_ot_coupling,
 )
-from lossary.contrastive import InfoNCELoss, NTXentLoss
+from lossary.contrastive import (
+    BatchSoftmaxLoss,
+    DCLLoss,
+    HardContrastiveLoss,
+    InfoNCELoss,
+    NTXentLoss,
+    SigLIPLoss,
+)
 from lossary.evidential import (
     DempsterShaferCombination,
     EvidentialEngagementWeighting,
@@ -159,6 +166,7 @@ from lossary.softmax_alternatives import (
     TaylorSoftmaxLoss,
     ZLoss,
 )
+from lossary.supervised_contrastive import SupConLoss
 from lossary.surrogate import TargetSurrogateLoss
 from lossary.theory import (
     comp_sum_conditional_minimum,
@@ -195,6 +203,7 @@ __all__ = [
     "BCOPairLoss",
     "BackdoorAdjustment",
     "BalanceScore",
+    "BatchSoftmaxLoss",
     "BradleyTerryLoss",
     "BrierLoss",
     "CEULoss",
@@ -209,6 +218,7 @@ __all__ = [
     "CorrectnessAwareLoss",
     "CosFaceLoss",
     "CrammerSingerLoss",
+    "DCLLoss",
     "DNOLoss",
     "DPOLoss",
     "DPOPLoss",
@@ -234,6 +244,7 @@ __all__ = [
     "GradDiffLoss",
     "GradientSimilarityFocalLoss",
     "GuidedLossScaling",
+    "HardContrastiveLoss",
     "HingePreferenceLoss",
     "IBPRobustCrossEntropyLoss",
     "IBPTightnessRegularizer",
@@ -289,6 +300,7 @@ __all__ = [
     "ScaledLogisticLoss",
     "SequenceNLLLoss",
     "ShardedLogits",
+    "SigLIPLoss",
     "SimNPOLoss",
     "SimPOLoss",
     "SmoothAdversarialCompSumLoss",
@@ -296,6 +308,7 @@ __all__ = [
     "SphericalSoftmaxLoss",
     "StableMaxCrossEntropyLoss",
     "StableReinforceLoss",
+    "SupConLoss",
     "SuperHFLoss",
     "SymmetricConsistencyLoss",
     "SymmetricCrossEntropyLoss",

@@ -68,17 +68,35 @@ class EmbeddingLoss(Loss):
         """Return the rows divided by their norms, where the loss is one of cosines."""
         return [normalized(x) if self.normalize else x for x in embeddings]
 
-    def labelled_rows(self, embeddings: Tensor, labels: Tensor) -> Rows:
-        """Return the checked rows of this process and those of all."""
-        check_embeddings(embeddings=embeddings)
-        check_labels(labels, embeddings)
-        (own,) = self.units(embeddings)
-        every, every_label, first = own, labels, 0
+    def rows_of_all(self, *views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return own rows, view after view, those of all processes, and which of them are the own.
+
+        Where nothing is gathered, the second is the first.
+        """
+        units = self.units(*views)
+        n, own, first = len(units[0]), torch.cat(units), 0
+        every, of_view = own, n
         if self._gathers():
-            group = self.process_group
-            (every,), first = _distributed.gather_with_gradient(own, group=group)
-            (every_label,) = _distributed.gather_rows(labels, group=group)
-        position = torch.arange(first, first + len(own), device=own.device)
+            gathered, first = _distributed.gather_with_gradient(*units, group=self.process_group)
+            every, of_view = torch.cat(gathered), len(gathered[0])
+        starts = [first + v * of_view for v in range(len(units))]
+        position = torch.cat([torch.arange(a, a + n, device=own.device) for a in starts])
+        return own, every, position
+
+    def labelled_rows(
+        self, embeddings: Tensor, labels: Tensor, embeddings2: Tensor | None = None
+    ) -> Rows:
+        """Return the checked rows of this process, of one view or two, and those of all."""
+        views = {"embeddings": embeddings}
+        if embeddings2 is not None:
+            views["embeddings2"] = embeddings2
+        check_embeddings(**views)
+        check_labels(labels, embeddings)
+        own, every, position = self.rows_of_all(*views.values())
+        every_label = labels
+        if self._gathers():
+            (every_label,) = _distributed.gather_rows(labels, group=self.process_group)
+        labels, every_label = (x.repeat(len(views)) for x in (labels, every_label))
         return Rows(own, labels, every, every_label, position)
 
 

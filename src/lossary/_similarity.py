@@ -5,7 +5,7 @@ For queries q (N, D) and keys k (M, D), s = q k^T, without the entries that a :c
     rows      lse_i = log sum_j exp(s_ij)
     columns   lse_j = log sum_i exp(s_ij), from the same tiles
     means     sum_j exp(s_ij - lse_i) s_ij, for sums that weigh the similarities themselves
-    terms     sum_j f(s_ij), f a softplus or a hinge
+    terms     sum_j f(s_ij), f a softplus, a hinge or s itself
 
 What is kept are q, k and one number per row. Backward makes the tiles again: with the slope
 W = g exp(s - lse), or g f'(s), of a tile, dq += W k and dk += W^T q. A temperature, or one per row,
@@ -17,7 +17,7 @@ First order only: the backward is a Function whose own backward raises an error.
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
@@ -60,6 +60,22 @@ class Softplus(NamedTuple):
         return s.sigmoid_()
 
 
+class Identity(NamedTuple):
+    """The similarities themselves."""
+
+    absent: float = -math.inf
+    unit: bool = False
+
+    def value(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the similarities, and which of them are there."""
+        absent = s == self.absent
+        return s.masked_fill_(absent, 0.0), ~absent
+
+    def slope(self, s: Tensor) -> Tensor:
+        """Replace the similarities by 1, the absent ones by 0."""
+        return s.copy_(s != self.absent)
+
+
 class Hinge(NamedTuple):
     """The terms max(0, sign (s - margin)), of which those with sign (s - margin) >= 0 count."""
 
@@ -86,6 +102,9 @@ class Hinge(NamedTuple):
         return s.sub_(self.margin).mul_(self.sign)
 
 
+Terms: TypeAlias = Softplus | Identity | Hinge
+
+
 class _Plan(NamedTuple):
     """What is computed, and how."""
 
@@ -99,7 +118,7 @@ class _Plan(NamedTuple):
     #: Also the means of the rows.
     means: bool = False
     #: Sums of these instead.
-    terms: Softplus | Hinge | None = None
+    terms: Terms | None = None
 
 
 def log_sum_exp(
@@ -142,7 +161,7 @@ def log_sum_exp_and_mean(
 
 
 def term_sums(
-    q: Tensor, k: Tensor, mask: Mask, terms: Softplus | Hinge, *, tile_size: int
+    q: Tensor, k: Tensor, mask: Mask, terms: Terms, *, tile_size: int
 ) -> tuple[Tensor, Tensor]:
     """Return sum_j f(s_ij), differentiable once in q and k, and how many terms count."""
     plan = _Plan(tile_size, False, terms=terms)
@@ -152,24 +171,19 @@ def term_sums(
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-@torch.no_grad()
-def kth_largest(q: Tensor, k: Tensor, mask: Mask, kth: int, *, tile_size: int) -> Tensor:
+def kth_largest(
+    q: Tensor, k: Tensor, mask: Mask, kth: int, *, tile_size: int, beside: Tensor | None = None
+) -> Tensor:
     """Return the kth largest similarity of every row, -inf where fewer are left.
 
-    A few whole rows are held at a time, tile_size x M similarities; they are computed in the tiles
-    of the other sweeps, to whose similarities the result will be compared.
+    ``beside`` (N, E) holds further similarities of every row, which count too. A few whole rows are
+    held at a time, tile_size x M similarities; they are computed in the tiles of the other sweeps,
+    to whose similarities the result will be compared. No gradient.
     """
     _check_transforms(q, k, tile_size=tile_size)
-    q, k = q.detach(), k.detach()
-    out = q.new_full((len(q),), -math.inf)
-    if not out.numel() or kth > len(k):
-        return out
-    held = q.new_empty(min(len(q), tile_size), len(k))
-    for rows, columns, s, _ in _tiles(q, k, mask, _Plan(tile_size, False)):
-        part = held[: len(s)]
-        part[:, columns] = s
-        if columns.stop == len(k):
-            out[rows] = part.amax(1) if kth == 1 else part.kthvalue(len(k) + 1 - kth, 1).values
+    beside = q[:, :0] if beside is None else beside
+    plan = _Plan(tile_size, False)
+    out: Tensor = _Largest.apply(q.detach(), k.detach(), mask, plan, kth, beside.detach())  # type: ignore[no-untyped-call]
     return out
 
 
@@ -254,6 +268,18 @@ class _Sums(_FirstOrder):
     @staticmethod
     def forward(q: Tensor, k: Tensor, mask: Mask, plan: _Plan) -> tuple[Tensor, ...]:
         return (_tiled_sums if plan.terms is None else _tiled_terms)(q, k, mask, plan)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.plan = inputs[3]
+
+
+class _Largest(_FirstOrder):
+    """The kth largest of every row, of constants."""
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, mask: Mask, plan: _Plan, kth: int, beside: Tensor) -> Tensor:
+        return _tiled_largest(q, k, mask, plan, kth, beside)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -412,6 +438,25 @@ def _tiled_terms(q: Tensor, k: Tensor, mask: Mask, plan: _Plan) -> tuple[Tensor,
         total[rows] += terms.sum(1)
         count[rows] += s.shape[1] if counts is None else counts.sum(1)
     return total, count
+
+
+def _tiled_largest(
+    q: Tensor, k: Tensor, mask: Mask, plan: _Plan, kth: int, beside: Tensor
+) -> Tensor:
+    out = q.new_full((len(q),), -math.inf)
+    width = len(k) + beside.shape[1]
+    if not out.numel() or kth > width:
+        return out
+    if not len(k):
+        return beside.kthvalue(width + 1 - kth, 1).values
+    held = q.new_empty(min(len(q), plan.tile_size), width)
+    for rows, columns, s, _ in _tiles(q, k, mask, plan):
+        part = held[: len(s)]
+        part[:, columns] = s
+        if columns.stop == len(k):
+            part[:, len(k) :] = beside[rows]
+            out[rows] = part.amax(1) if kth == 1 else part.kthvalue(width + 1 - kth, 1).values
+    return out
 
 
 def _tiled_slopes(

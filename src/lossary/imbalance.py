@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossary import _distributed, _softmax
+from lossary import _softmax
 from lossary._base import (
     ClassificationLoss,
     ClassOptions,
@@ -33,13 +33,14 @@ from lossary._checks import (
     check_device,
     check_embeddings,
     check_floating,
-    check_integers,
     check_like,
     check_number,
     check_positive,
 )
+from lossary._embedding_base import TiledOptions
 from lossary._numerics import normalized, softplus
 from lossary._properties import Properties
+from lossary.supervised_contrastive import SupConLoss
 
 #: The smallest norm that a cosine is divided by, as in torch and in the published code.
 _EPS = 1e-8
@@ -403,15 +404,16 @@ def adaptive_threshold(num_foreground: float, num_total: float) -> float:
     return check_number("num_foreground", num_foreground, 0.0, total, low_open=True) / total
 
 
-class FeatureSeparationLoss(Loss):
+class FeatureSeparationLoss(SupConLoss):
     r"""Supervised contrastive loss of one view: features of a class together, of others apart.
 
     .. math:: \text{sep}_i = -\frac{1}{|P(i)|} \sum_{j \in P(i)} \Bigl( s_{ij} -
               \log \sum_{k \ne i} e^{s_{ik}} \Bigr), \qquad
               s_{ij} = \frac{\langle f_i, f_j \rangle}{\tau\, \lVert f_i \rVert \lVert f_j \rVert}
 
-    with P(i) the other samples of the class of i. The separation term of :class:`SRATLoss`, there
-    of the features of adversarial examples: rare classes lose their region to frequent ones unless
+    with P(i) the other samples of the class of i: :class:`SupConLoss`, where anchors that are alone
+    in their class stay in the mean with 0. The separation term of :class:`SRATLoss`, there of the
+    features of adversarial examples: rare classes lose their region to frequent ones unless
     something keeps it apart.
 
     Args:
@@ -419,11 +421,14 @@ class FeatureSeparationLoss(Loss):
         gather: whether the rows of all processes are the candidates: ``"auto"`` (default) where
             ``torch.distributed`` runs several, ``True``, or ``False``: those of the own process.
         process_group: whose rows they are. Default ``None``: of all processes.
+        tile_size: rows and columns of the tiles in which the similarities are made, and never held:
+            see :class:`SupConLoss`. Default ``None``: the matrix is held.
         reduction: see :class:`lossary.Loss`.
 
     Shape:
-        features (N, D), labels (N,) of any integers. Values (N,), one per anchor. Dense: a matrix
-        of N x N similarities. Half precision is computed in float32.
+        features (N, D), labels (N,) of any integers. Values (N,), one per anchor. Dense, a
+        matrix of N x N similarities, or in tiles with ``tile_size``. Half precision is computed in
+        float32.
 
     Properties:
         The loss is batch-coupled. sep_i >= log |P(i)|, and 0 for an anchor that is alone in its
@@ -440,10 +445,11 @@ class FeatureSeparationLoss(Loss):
         All of them must call it, forward and backward.
 
     Raises:
-        ValueError: ``temperature`` <= 0; features not (N, D), labels not (N,); a
-            ``process_group`` without this process.
+        ValueError: ``temperature`` <= 0; features not (N, D), labels not (N,); ``tile_size`` < 1;
+            a ``process_group`` without this process.
         TypeError: features that are not floating point, labels that are not integers.
-        RuntimeError: ``gather=True`` without ``torch.distributed``.
+        RuntimeError: ``gather=True`` without ``torch.distributed``; second derivatives, forward
+            mode or ``vmap`` with ``tile_size``.
 
     Reference:
         Wang, Xu, Liu, Li, Thuraisingham, Tang, "Imbalanced Adversarial Training with Reweighting",
@@ -458,61 +464,15 @@ class FeatureSeparationLoss(Loss):
         tensor(0.3647)
     """
 
-    separable = False
+    def __init__(self, temperature: float = 0.1, **options: Unpack[TiledOptions]) -> None:
+        super().__init__(temperature, no_positive="zero", **options)
 
-    def __init__(
-        self,
-        temperature: float = 0.1,
-        *,
-        gather: bool | str = "auto",
-        process_group: Any = None,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(**options)
-        self.temperature = check_positive("temperature", temperature)
-        _distributed.check_gather(gather, process_group)
-        self.gather = gather
-        self.process_group = process_group
-
-    def per_sample(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of every anchor, unreduced."""
+    def per_sample(  # type: ignore[override]
+        self, features: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of every anchor, unreduced, and that all of them count."""
         check_embeddings(features=features)
-        check_integers("labels", labels)
-        if labels.shape != features.shape[:1]:
-            raise ValueError(
-                f"labels: expected one per row, shape {tuple(features.shape[:1])}, "
-                f"got {tuple(labels.shape)}"
-            )
-        check_device("labels", labels, features)
-        u = normalized(features)
-        every, names, first = u, labels, 0
-        if self._gathers():
-            group = self.process_group
-            (every,), first = _distributed.gather_with_gradient(u, group=group)
-            (names,) = _distributed.gather_rows(labels, group=group)
-        s = u @ every.t() / self.temperature
-        rows = torch.arange(first, first + len(u), device=u.device).unsqueeze(1)
-        itself = rows == torch.arange(len(every), device=u.device)
-        # The lowest number, not -inf: the softmax of a single sample would be nan on the way back.
-        s = s.masked_fill(itself, torch.finfo(s.dtype).min)
-        positive = (labels.unsqueeze(1) == names) & ~itself
-        count = positive.sum(1).to(s.dtype)
-        near = torch.where(positive, s, 0.0).sum(1) / count.clamp(min=1.0)
-        return torch.where(count > 0, s.logsumexp(1) - near, 0.0) if len(every) else near
-
-    def properties(self) -> Properties:
-        """Return what this instance guarantees."""
-        return Properties(
-            lower=0.0,
-            unknown={
-                "upper": "grows with the number of samples",
-                "convex": "convex in the similarities, which are not linear in the features",
-                "lipschitz": "without bound near a row of zeros",
-                "smoothness": "smooth but for rows of zeros, where the cosine jumps",
-            },
-            limits=(("all features equal, of one class", "log(N - 1)"),),
-            source="Khosla et al. 2020",
-        )
+        return super().per_sample(features, labels)
 
 
 class SRATLoss(Loss):
@@ -610,7 +570,7 @@ class SRATLoss(Loss):
                     f"got {len(self.class_weight)}"
                 )
             values = self.class_weight.to(values.dtype)[y] * values
-        return values + self.separation_weight * self.separation.per_sample(adv_features, y)
+        return values + self.separation_weight * self.separation.per_sample(adv_features, y)[0]
 
     def properties(self) -> Properties:
         """Return what this instance guarantees."""
