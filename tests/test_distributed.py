@@ -42,7 +42,7 @@ def remembering(loss, **options):
 
 def with_directions(loss, **options):
     torch.manual_seed(0)
-    return loss(3, WIDTH, scale=4.0, **options).double()
+    return loss(5, WIDTH, scale=4.0, **options).double()
 
 
 def makers():
