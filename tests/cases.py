@@ -287,11 +287,13 @@ def segments(references=0):
     return draw
 
 
-def anchored(*shape):
+def of_three_models(*shape):
     """Draw log-probabilities of pairs, of a policy, a reference and the policy of before."""
 
     def draw(n, dtype, generator):
         return tuple(torch.randn(6, n, *shape, dtype=dtype, generator=generator))
+
+    return draw
 
 
 def judged_segments(numbers):
@@ -300,6 +302,8 @@ def judged_segments(numbers):
     def draw(n, dtype, generator):
         found = torch.randn(numbers, n, dtype=dtype, generator=generator)
         return *found, torch.randint(3, (n,), generator=generator).to(dtype) / 2
+
+    return draw
 
 
 def told(*shapes):
@@ -310,6 +314,8 @@ def told(*shapes):
         logps = [-torch.rand(size, generator=generator) - 0.125 for size in sizes]
         masks = [torch.rand(size, generator=generator) < 0.7 for size in sizes]
         return *(x.to(dtype) for x in logps), *masks
+
+    return draw
 
 
 def written(old=1, *, of_tokens=False, reference=False):
@@ -345,6 +351,8 @@ def rated_tokens(masked=False):
         mask = torch.rand(n, 3, generator=generator) < 0.6
         return (*logps, wins, mask) if masked else (*logps, wins)
 
+    return draw
+
 
 def marked(spread=1.0):
     """Draw log-probabilities of tokens, a mask, which answers are right, and the shares."""
@@ -365,6 +373,8 @@ def repeated_games(sequences):
         losses = torch.randn(n, sequences, 3, 2, dtype=dtype, generator=generator)
         first = torch.randint(1, 16, (n, sequences, 3), generator=generator).to(dtype) / 16
         return losses, torch.stack((first, 1 - first), -1)
+
+    return draw
 
 
 def rewards(margin=False, ties=False):
@@ -1334,12 +1344,12 @@ CASES: dict[str, list[Case]] = {
         Case("beta=1", lambda: BCOLoss(1.0, reduction="batchmean"), thumbs()),
     ],
     "INPOLoss": [
-        Case("eta=0.5", lambda: INPOLoss(0.5, 0.2), anchored()),
-        Case("default", INPOLoss, anchored(), FAR_OFF_GAP),
-        Case("tau=0", lambda: INPOLoss(0.5, 0.0), anchored()),
-        Case("tau=eta", lambda: INPOLoss(0.5, 0.5), anchored()),
-        Case("several", lambda: INPOLoss(0.5), anchored(3), OF_SEVERAL),
-        Case("none", lambda: INPOLoss(0.5, reduction="none"), anchored()),
+        Case("eta=0.5", lambda: INPOLoss(0.5, 0.2), of_three_models()),
+        Case("default", INPOLoss, of_three_models(), FAR_OFF_GAP),
+        Case("tau=0", lambda: INPOLoss(0.5, 0.0), of_three_models()),
+        Case("tau=eta", lambda: INPOLoss(0.5, 0.5), of_three_models()),
+        Case("several", lambda: INPOLoss(0.5), of_three_models(3), OF_SEVERAL),
+        Case("none", lambda: INPOLoss(0.5, reduction="none"), of_three_models()),
     ],
     "DNOLoss": [
         Case("soft", DNOLoss, judged(2)),

@@ -635,13 +635,16 @@ BOTH = {
 def test_a_layout_stands_for_logits_alone(layout, name):
     # In the place of every input of every loss.
     case = CASES[name][0]
-    inputs = case.inputs(N, F32, torch.Generator().manual_seed(0))
+    # The surrogate is anchored at a batch of its own.
+    n = 4 if name == "TargetSurrogateLoss" else N
+    inputs = case.inputs(n, F32, torch.Generator().manual_seed(0))
     names = list(inspect.signature(type(case.loss()).per_sample).parameters)[1:]
     for i, wrong in enumerate(names[: len(inputs)]):
         loss = case.loss()
         if not isinstance(inputs[i], torch.Tensor):
             continue
-        if i == 0 and "LinearLogits" in (inspect.getdoc(loss).split("Properties:")[0]):
+        takes_layouts = "LinearLogits" in inspect.getdoc(loss).split("Properties:")[0]
+        if takes_layouts and (i == 0 or wrong == "reference_logits"):
             continue
         given = [*inputs[:i], BOTH[layout](), *inputs[i + 1 :]]
         with pytest.raises(TypeError, match=rf"^{wrong}: expected .*, got \w+Logits"):

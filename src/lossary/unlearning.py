@@ -755,8 +755,8 @@ class CEULoss(ClassificationLoss):
     Shape:
         logits (N, K), (N, K, d1, ...) or any with ``class_dim``; target (N, ...) the classes to
         forget, -100 for none. For a language model (N, T, V), ``class_dim=-1``, with the labels
-        shifted. Values (N, ...). In memory; with ``entropy=False`` also :class:`LinearLogits` and
-        :class:`ShardedLogits`.
+        shifted. Values (N, ...). With ``entropy=False`` in memory, streamed or sharded
+        (:class:`lossary.LinearLogits`, :class:`lossary.ShardedLogits`), else in memory.
 
     Properties:
         l > 0, unbounded above as p_y -> 1, infinitely smooth and shift-invariant. The norm of the

@@ -51,6 +51,7 @@ class _NoiseLoss(Loss):
                     f"got {tuple(x.shape)}"
                 )
             check_device(name, x, like)
+        _check_noise_density("noise_log_q", noise["noise_log_q"])
         every = list(noise.values())
         if self._gathers():
             every, _ = _distributed.gather_with_gradient(*every, group=self.process_group)
@@ -160,7 +161,6 @@ class NCELoss(_NoiseLoss):
             )
         check_device("data_log_q", data_log_q, data_log_p)
         check_device("noise_log_p", noise_log_p, data_log_p)
-        _check_noise_density("noise_log_q", noise_log_q)
         noise_log_p, noise_log_q = self._noise(noise_log_p=noise_log_p, noise_log_q=noise_log_q)
         nu = self._ratio(len(noise_log_p), data_log_p)
         offset = nu.log()
@@ -277,7 +277,6 @@ class CompositionalNLLLoss(_NoiseLoss, TrainingState):
         _check_vector("data_log_p", data_log_p)
         check_device("noise_log_p", noise_log_p, data_log_p)
         check_device("log_u", self.log_u, data_log_p)
-        _check_noise_density("noise_log_q", noise_log_q)
         noise_log_p, noise_log_q = self._noise(noise_log_p=noise_log_p, noise_log_q=noise_log_q)
         ratio = noise_log_p.detach() - noise_log_q.detach() - math.log(len(noise_log_p))
         log_g = ratio.logsumexp(0)
