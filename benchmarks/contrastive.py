@@ -2,12 +2,15 @@
 
 Forward plus backward of N rows of D = 128 in float32, beside the form that is usually written,
 which holds the N x N matrix of similarities. Before anything is timed, value and gradient are
-compared with a plain formula in float64, in blocks of rows.
+compared with a plain formula in float64, in blocks of rows. Beside them stand the same losses of
+pytorch-metric-learning and lightly, where these are installed.
 """
 
+import importlib.util
 import math
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -214,13 +217,50 @@ COMPARED: dict[str, tuple[str, Candidates]] = {
 }
 
 
+# What other libraries have of these, where they are installed.
+
+
+def peers(kind: str) -> Candidates:
+    """Return the same losses of other libraries."""
+    found: Candidates = {}
+    if importlib.util.find_spec("pytorch_metric_learning"):
+        from pytorch_metric_learning import losses
+
+        of_pairs, of_views = losses.NTXentLoss(TAU), losses.NTXentLoss(VIEWS_TAU)
+        of_labels = losses.SupConLoss(VIEWS_TAU)
+
+        def one_way(a: Tensor, b: Tensor) -> Tensor:
+            index = torch.arange(len(a))
+            value: Tensor = of_pairs(a, index, ref_emb=b, ref_labels=index)
+            return value
+
+        def stacked(loss: Any, labels: Callable[[Tensor], Tensor]) -> LossFn:
+            return lambda a, b: loss(torch.cat((a, b)), labels(a).repeat(2))
+
+        made: dict[str, LossFn] = {
+            "one way": one_way,
+            "views": stacked(of_views, lambda a: torch.arange(len(a))),
+            "supervised": stacked(of_labels, labels_of),
+        }
+        if kind in made:
+            found["pytorch-metric-learning"] = made[kind], None
+    if importlib.util.find_spec("lightly") and importlib.util.find_spec("torchvision"):
+        from lightly import loss as lightly
+
+        named = {"views": lightly.NTXentLoss, "decoupled": lightly.DCLLoss}
+        if kind in named:
+            found["lightly"] = named[kind](VIEWS_TAU), None
+    return found
+
+
 # The sections. Each runs in a process of its own.
 
 
 def compare(title: str, rounds: int, quick: bool) -> list[Table]:
     """Forward plus backward beside the matrix."""
     name, _, size = title.partition(", N = ")
-    kind, candidates = COMPARED[name]
+    kind, ours = COMPARED[name]
+    candidates = ours | peers(kind)
     n = 4096 if quick else int(size)
     a, b = data(n // 2 if kind in OF_VIEWS else n)
     like = torch.empty(n, n, device="meta")
