@@ -64,8 +64,16 @@ def test_the_tables_are_of_these_modules():
     assert PAGE.count("* - lossary\n") == len(TABLES)
 
 
-def test_lines_are_short_and_titles_underlined():
-    lines = PAGE.splitlines()
+def test_papers_name_what_there_is():
+    page = (ROOT / "docs/papers.rst").read_text()
+    named = set(re.findall(r"``([A-Za-z_]\w+?(?:Loss|_k|_rate|_ensemble|_smoothing))\b", page))
+    assert len(named) > 8
+    assert named - {"label_smoothing"} <= set(lossary.__all__)
+
+
+@pytest.mark.parametrize("name", ["trl.rst", "papers.rst"])
+def test_lines_are_short_and_titles_underlined(name):
+    lines = (ROOT / "docs" / name).read_text().splitlines()
     assert max(map(len, lines)) <= 100
     for line, below in itertools.pairwise(lines):
         if below and set(below) in ({"="}, {"-"}):
