@@ -75,9 +75,13 @@ from lossary import (
     NCELoss,
     NormalizedLogisticLoss,
     NTXentLoss,
+    OnlinePrototypeEquilibriumLoss,
     ORPOLoss,
     PairwiseRankNetLoss,
     PolyLoss,
+    PrototypePairSampling,
+    PrototypeRelationDistillationLoss,
+    PrototypeTightnessLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
     RegretLoss,
@@ -604,6 +608,73 @@ def faces() -> tuple[Row, ...]:
         hyper(UNPGLoss, "whisker", NAN, "[0, inf]", "nan", **size),
         hyper(UNPGLoss, "gather", None, "'auto'", "None", **size),
         hyper(UNPGLoss, "process_group", 0, "group or None", "int", error=TypeError, **size),
+    )
+
+
+def prototypes() -> tuple[Row, ...]:
+    """What the losses of prototypes do not take."""
+    x, y, p = torch.eye(4, 3), torch.tensor([0, 0, 1, 1]), torch.eye(2, 3)
+    distil, tight, online = (
+        PrototypeRelationDistillationLoss,
+        PrototypeTightnessLoss,
+        OnlinePrototypeEquilibriumLoss,
+    )
+
+    def called(
+        loss: type, argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError
+    ) -> Row:
+        id = f"{loss.__name__}_{argument}_{id}"
+        return Row(id, argument, says, error, loss, {}, inputs)
+
+    return (
+        *(row for loss in (distil, online) for row in not_numbers(loss, "temperature")),
+        *(
+            hyper(loss, "temperature", value, "(0, inf)", str(value))
+            for loss in (distil, online)
+            for value in (0.0, INF)
+        ),
+        *(hyper(loss, "gather", None, "'auto'", "None") for loss in (distil, online)),
+        *(
+            hyper(loss, "process_group", 0, "group or None", "int", error=TypeError)
+            for loss in (distil, online)
+        ),
+        hyper(distil, "over", "batch", "'samples', 'classes'", "'batch'"),
+        hyper(distil, "normalize_features", None, "True, False", "None"),
+        hyper(online, "normalize", 1.5, "True, False", "1.5"),
+        called(distil, "features", "flat", ("(N, D)", "got (3,)"), x[0], x[0], p, p),
+        called(
+            distil, "features", "int", ("floating", "int64"), x.long(), x, p, p, error=TypeError
+        ),
+        called(distil, "old_features", "short", ("(4, 3)", "got (3, 3)"), x, x[:3], p, p),
+        called(distil, "prototypes", "narrow", ("(C, 3)", "got (2, 2)"), x, x, p[:, :2], p[:, :2]),
+        called(distil, "old_prototypes", "short", ("(2, 3)", "got (1, 3)"), x, x, p, p[:1]),
+        called(
+            distil, "prototypes", "list", ("a tensor", "list"), x, x, p.tolist(), p, error=TypeError
+        ),
+        called(tight, "features", "flat", ("(N, D)", "got (3,)"), x[0], y[0], p),
+        called(tight, "labels", "float", ("integers", "float32"), x, y.float(), p, error=TypeError),
+        called(tight, "labels", "short", ("(4,)", "got (3,)"), x, y[:3], p),
+        called(tight, "labels", "above", ("[0, 2)", "got 2"), x, y + 1, p),
+        called(tight, "labels", "negative", ("[0, 2)", "got -1"), x, y - 1, p),
+        called(tight, "prototypes", "narrow", ("(C, 3)", "got (2, 2)"), x, y, p[:, :2]),
+        called(tight, "prototypes", "flat", ("(N, D)", "got (3,)"), x, y, p[0]),
+        called(online, "z1", "flat", ("(N, D)", "got (3,)"), x[0], x[0], y[0]),
+        called(online, "z2", "short", ("(4, 3)", "got (3, 3)"), x, x[:3], y),
+        called(online, "labels", "short", ("(4,)", "got (3,)"), x, x, y[:3]),
+        called(online, "labels", "bool", ("integers", "bool"), x, x, y > 0, error=TypeError),
+        hyper(PrototypePairSampling, "eps", 0.0, "(0, inf)", "0.0"),
+        *not_numbers(PrototypePairSampling, "eps"),
+        called(PrototypePairSampling, "prototypes", "flat", ("(N, D)", "got (3,)"), x[0]),
+        called(PrototypePairSampling, "present", "short", ("(2,)", "got (1,)"), p, y[:1] > 0),
+        called(
+            PrototypePairSampling,
+            "present",
+            "int",
+            ("float or bool", "int64"),
+            p,
+            y[:2],
+            error=TypeError,
+        ),
     )
 
 
@@ -2033,6 +2104,7 @@ FAMILIES = (
     *retrieval_and_densities(),
     *faces(),
     *metric_learning(),
+    *prototypes(),
     *calibration(),
     *evidential(),
     *imbalance(),

@@ -74,9 +74,12 @@ from lossary import (
     NormalizedCrossEntropyLoss,
     NormalizedLogisticLoss,
     NTXentLoss,
+    OnlinePrototypeEquilibriumLoss,
     ORPOLoss,
     PairwiseRankNetLoss,
     PolyLoss,
+    PrototypeRelationDistillationLoss,
+    PrototypeTightnessLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
     RegretLoss,
@@ -1610,6 +1613,55 @@ CASES |= {
             for r in (0.0, 0.3, 1.0)
         ),
         Case("one bag", AggregateResponseLoss, bags(4), OF_BAGS),
+    ],
+}
+
+
+def with_prototypes(old=False):
+    """Features of samples, and prototypes of three classes: of two models, or labels and one."""
+
+    def draw(n, dtype, generator):
+        features = torch.randn(2, n, 3, dtype=dtype, generator=generator)
+        prototypes = torch.randn(2, 3, 3, dtype=dtype, generator=generator)
+        if old:
+            return *features, *prototypes
+        return features[0], torch.arange(n) % 3, prototypes[0]
+
+    return draw
+
+
+def labelled_views(n, dtype, generator):
+    """Two views of samples of two classes."""
+    return *views(n, dtype, generator), torch.arange(n) % 2
+
+
+CASES |= {
+    "PrototypeRelationDistillationLoss": [
+        Case("default", PrototypeRelationDistillationLoss, with_prototypes(True)),
+        *(
+            Case(
+                f"{over} {normalize}",
+                lambda o=over, f=normalize: PrototypeRelationDistillationLoss(0.3, o, f),
+                with_prototypes(True),
+            )
+            for over in ("samples", "classes")
+            for normalize in (True, False)
+        ),
+    ],
+    "PrototypeTightnessLoss": [
+        Case(
+            "default",
+            PrototypeTightnessLoss,
+            with_prototypes(),
+            {"normalizer": "the prototypes are those of all micro-batches"},
+        ),
+    ],
+    "OnlinePrototypeEquilibriumLoss": [
+        Case("default", OnlinePrototypeEquilibriumLoss, labelled_views),
+        Case("small", lambda: OnlinePrototypeEquilibriumLoss(0.05), labelled_views),
+        Case(
+            "inner product", lambda: OnlinePrototypeEquilibriumLoss(normalize=False), labelled_views
+        ),
     ],
 }
 

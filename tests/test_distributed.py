@@ -12,7 +12,9 @@ from lossary import (
     NCELoss,
     NormalizedLogisticLoss,
     NTXentLoss,
+    OnlinePrototypeEquilibriumLoss,
     PairwiseRankNetLoss,
+    PrototypeRelationDistillationLoss,
     TCMLoss,
     TwoWayGlobalContrastiveLoss,
     UNPGLoss,
@@ -73,6 +75,13 @@ def makers():
     yield "RankNet", PairwiseRankNetLoss, ""
     for alpha in (None, 0.3):
         yield f"RankNet {alpha}", lambda a=alpha, **o: PairwiseRankNetLoss(2.0, a, **o), "hard"
+    for over in ("samples", "classes"):
+        yield (
+            f"distillation {over}",
+            lambda over=over, **o: PrototypeRelationDistillationLoss(0.3, over, **o),
+            "prototypes",
+        )
+    yield "online prototypes", lambda **o: OnlinePrototypeEquilibriumLoss(0.3, **o), "views"
     yield "NCE", lambda **o: NCELoss(None, True, **o).double(), "noise"
     yield "normaliser", lambda **o: CompositionalNLLLoss(0.3, **o).double(), "densities"
     yield "separation", lambda **o: FeatureSeparationLoss(0.3, **o), "labels"
@@ -96,6 +105,10 @@ def train(make, needs, rows, steps, weighted=False, **options):
         inputs = (a @ model, labels) if needs == "labels" else (a @ model, b @ model, *more)
         inputs = ((a @ model).sum(1), labels > 0) if needs == "binary" else inputs
         inputs = (*inputs, a * b @ model) if needs == "hard" else inputs
+        inputs = (*inputs, labels) if needs == "views" else inputs
+        if needs == "prototypes":
+            # Those of all classes are on every process.
+            inputs = (inputs[0], b, queue @ model, queue)
         if needs in ("noise", "densities"):
             data, noise = (((x @ model).sum(1), x.sum(1)) for x in (a, b))
             inputs = (*(data if needs == "noise" else data[:1]), *noise)

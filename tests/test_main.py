@@ -575,6 +575,9 @@ def lines(figure):
 
 #: More than one number goes in, or the samples of a batch together.
 NO_CURVE = (
+    "OnlinePrototypeEquilibriumLoss",
+    "PrototypeRelationDistillationLoss",
+    "PrototypeTightnessLoss",
     "ADORELoss",
     "CompositionalNLLLoss",
     "NCELoss",

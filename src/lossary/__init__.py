@@ -99,6 +99,12 @@ from lossary.preference import (
     SRPOLoss,
     WPOWeighting,
 )
+from lossary.prototypes import (
+    OnlinePrototypeEquilibriumLoss,
+    PrototypePairSampling,
+    PrototypeRelationDistillationLoss,
+    PrototypeTightnessLoss,
+)
 from lossary.reference_free import CPOLoss, LogicPreferenceLoss, ORPOLoss, SimPOLoss
 from lossary.retrieval import ADORELoss, PairwiseRankNetLoss
 from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
@@ -212,10 +218,14 @@ __all__ = [
     "NormalizedLogisticLoss",
     "OPIS",
     "ORPOLoss",
+    "OnlinePrototypeEquilibriumLoss",
     "PairwisePreferenceLoss",
     "PairwiseRankNetLoss",
     "PolyLoss",
     "Properties",
+    "PrototypePairSampling",
+    "PrototypeRelationDistillationLoss",
+    "PrototypeTightnessLoss",
     "PseudoHuberLoss",
     "RDPOLengthLoss",
     "RPOLoss",
