@@ -14,6 +14,7 @@ import torch
 
 from lossary import (
     ActivePassiveLoss,
+    AdaptiveMixLoss,
     ADORELoss,
     AggregateResponseLoss,
     ALDRKLLoss,
@@ -49,6 +50,7 @@ from lossary import (
     FocalLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
+    GradientMatchingLoss,
     GradientSimilarityFocalLoss,
     HingePreferenceLoss,
     IBPRobustCrossEntropyLoss,
@@ -58,7 +60,10 @@ from lossary import (
     IPOLoss,
     JensenShannonLoss,
     KTOLoss,
+    LabelConsistencyLoss,
     LabelSmoothingCrossEntropyLoss,
+    LAFAlignmentLoss,
+    LAFRepresentationUnlearningLoss,
     LDRKLLoss,
     LDRLoss,
     LinearLogits,
@@ -68,6 +73,7 @@ from lossary import (
     Loss,
     MixupNDCGLoss,
     MixupRankingLoss,
+    ModelBehaviorConsistencyLoss,
     MulticlassMAELoss,
     NashMDLoss,
     NashMPLoss,
@@ -108,6 +114,7 @@ from lossary import (
     UNPGLoss,
     WestonWatkinsLoss,
     ZLoss,
+    contrastive_targets,
     linear_sequence_logps,
     linear_token_logps,
 )
@@ -675,6 +682,93 @@ def prototypes() -> tuple[Row, ...]:
             y[:2],
             error=TypeError,
         ),
+    )
+
+
+def relations() -> tuple[Row, ...]:
+    """What the losses of relations do not take."""
+    x, y, lam = torch.eye(4, 3), torch.eye(2, 3), torch.full((4,), 0.5)
+    behaviour, consistency = ModelBehaviorConsistencyLoss, LabelConsistencyLoss
+    align, unlearn = LAFAlignmentLoss, LAFRepresentationUnlearningLoss
+    match, mix = GradientMatchingLoss, AdaptiveMixLoss
+
+    def called(
+        loss: Any, argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError
+    ) -> Row:
+        id = f"{loss.__name__}_{argument}_{id}"
+        return Row(id, argument, says, error, loss, {}, inputs)
+
+    def classes(id: str, argument: str, says: tuple[str, ...], given: Any, error=ValueError):
+        id = f"contrastive_targets_{id}"
+        return Row(id, argument, says, error, contrastive_targets, {"gradients": given})
+
+    pair = (behaviour, consistency)
+    return (
+        *(hyper(loss, "detach_reference", None, "True, False", "None") for loss in pair),
+        *(hyper(loss, "gather", None, "'auto'", "None") for loss in (*pair, align)),
+        *(
+            hyper(loss, "process_group", 0, "group or None", "int", error=TypeError)
+            for loss in (*pair, align)
+        ),
+        hyper(behaviour, "normalize_variance", 1.5, "True, False", "1.5"),
+        hyper(consistency, "variant", "js", "'paper', 'official'", "'js'"),
+        called(behaviour, "reference", "flat", ("(N, D)", "got (3,)"), x[0], x),
+        called(behaviour, "embeddings", "short", ("as many rows", "4", "got 3"), x, x[:3]),
+        called(behaviour, "embeddings", "int", ("floating", "int64"), x, x.long(), error=TypeError),
+        called(consistency, "logits", "flat", ("(N, C)", "got (3,)"), x[0], x[0]),
+        called(consistency, "logits", "one_class", ("C >= 2", "(4, 1)"), x[:, :1], x[:, :1]),
+        called(consistency, "logits", "int", ("floating", "int64"), x.long(), x, error=TypeError),
+        called(consistency, "reference_logits", "short", ("(4, 3)", "(3, 3)"), x, x[:3]),
+        *not_numbers(align, "temperature"),
+        hyper(align, "temperature", 0.0, "(0, inf)", "0.0"),
+        *(hyper(loss, "reduction", "all", "'sum'", "'all'") for loss in (align, unlearn, match)),
+        called(align, "retain_ref", "short", ("(4, 3)", "(3, 3)"), x, x[:3], y, y),
+        called(align, "forget_ref", "short", ("(2, 3)", "(1, 3)"), x, x, y, y[:1]),
+        called(align, "forget", "empty", ("at least one", "none"), x, x, y[:0], y[:0]),
+        called(align, "retain", "int", ("floating", "int64"), x.long(), x, y, y, error=TypeError),
+        called(unlearn, "retain_recon", "short", ("(4, 3)", "(3, 3)"), x, x[:3], y, y),
+        called(unlearn, "forget_recon", "narrow", ("(2, 3)", "(2, 2)"), x, x, y, y[:, :2]),
+        called(unlearn, "forget", "flat", ("(N, D)", "got (3,)"), x, x, y[0], y[0]),
+        hyper(match, "metric", "cosine", "'rowwise_cosine'", "'cosine'"),
+        *not_numbers(match, "eps"),
+        hyper(match, "eps", 0.0, "(0, inf)", "0.0"),
+        called(match, "synthetic", "none", ("at least one layer", "none"), [], []),
+        called(match, "synthetic", "dict", ("a sequence", "dict"), {}, [x], error=TypeError),
+        called(match, "real", "longer", ("1 layers", "got 2"), [x], [x, y]),
+        called(match, "real[0]", "narrow", ("(4, 3)", "(4, 2)"), [x], [x[:, :2]]),
+        called(
+            match,
+            "synthetic[1]",
+            "int",
+            ("floating", "int64"),
+            [x, y.long()],
+            [x, y],
+            error=TypeError,
+        ),
+        called(
+            match, "synthetic[0]", "none", ("a tensor", "NoneType"), [None], [x], error=TypeError
+        ),
+        classes("none", "gradients", ("at least one class", "none"), []),
+        classes("tensor", "gradients", ("a sequence of classes", "Tensor"), x, TypeError),
+        classes("no_layers", "gradients[0]", ("at least one layer", "none"), [[]]),
+        classes("longer", "gradients[1]", ("1 layers", "got 2"), [[x], [x, x]]),
+        classes("other", "gradients[1][0]", ("(4, 3)", "(2, 3)"), [[x], [y]]),
+        hyper(mix, "distance", "l2", "'mse', 'cosine'", "'l2'"),
+        *not_numbers(mix, "noise_std"),
+        hyper(mix, "noise_std", -1.0, "[0, inf)", "-1.0"),
+        hyper(mix, "noise_std", INF, "[0, inf)", "inf"),
+        called(mix, "mixed", "flat", ("(N, D, ...)", "got (3,)"), x[0], x[0], x[0], 0.5),
+        called(mix, "mixed", "int", ("floating", "int64"), x.long(), x, x, 0.5, error=TypeError),
+        called(mix, "a", "short", ("(4, 3)", "(3, 3)"), x, x[:3], x, 0.5),
+        called(mix, "b", "short", ("(4, 3)", "(3, 3)"), x, x, x[:3], 0.5),
+        called(mix, "lam", "above", ("[0, 1]", "1.5"), x, x, x, 1.5),
+        called(mix, "lam", "one_above", ("[0, 1]", "1.5"), x, x, x, lam + 1.0),
+        called(mix, "lam", "nan", ("[0, 1]", "nan"), x, x, x, lam * NAN),
+        called(mix, "lam", "column", ("(4,)", "(4, 1)"), x, x, x, lam[:, None]),
+        called(mix, "lam", "int", ("floating", "int64"), x, x, x, lam.long(), error=TypeError),
+        called(mix, "lam", "none", ("a number", "NoneType"), x, x, x, None, error=TypeError),
+        called(mix, "noise", "one", ("(4, 3)", "(1, 3)"), x, x, x, 0.5, x[:1]),
+        called(mix, "noise", "int", ("floating", "int64"), x, x, x, 0.5, x.long(), error=TypeError),
     )
 
 
@@ -2104,6 +2198,7 @@ FAMILIES = (
     *retrieval_and_densities(),
     *faces(),
     *metric_learning(),
+    *relations(),
     *prototypes(),
     *calibration(),
     *evidential(),

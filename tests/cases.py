@@ -13,6 +13,7 @@ import torch
 
 from lossary import (
     ActivePassiveLoss,
+    AdaptiveMixLoss,
     ADORELoss,
     AggregateResponseLoss,
     ALDRKLLoss,
@@ -48,6 +49,7 @@ from lossary import (
     FocalLoss,
     GeneralizedCrossEntropyLoss,
     GlobalContrastiveLoss,
+    GradientMatchingLoss,
     GradientSimilarityFocalLoss,
     HingePreferenceLoss,
     IBPRobustCrossEntropyLoss,
@@ -57,7 +59,10 @@ from lossary import (
     IPOLoss,
     JensenShannonLoss,
     KTOLoss,
+    LabelConsistencyLoss,
     LabelSmoothingCrossEntropyLoss,
+    LAFAlignmentLoss,
+    LAFRepresentationUnlearningLoss,
     LDRKLLoss,
     LDRLoss,
     LogicPreferenceLoss,
@@ -66,6 +71,7 @@ from lossary import (
     Loss,
     MixupNDCGLoss,
     MixupRankingLoss,
+    ModelBehaviorConsistencyLoss,
     MulticlassMAELoss,
     NashMDLoss,
     NashMPLoss,
@@ -1662,6 +1668,66 @@ CASES |= {
         Case(
             "inner product", lambda: OnlinePrototypeEquilibriumLoss(normalize=False), labelled_views
         ),
+    ],
+}
+
+
+def retained_and_forgotten(n, dtype, generator):
+    """Representations of retained and of five forgotten samples, and what they are held against."""
+    retained = torch.randn(2, n, 3, dtype=dtype, generator=generator)
+    return *retained, *torch.randn(2, 5, 3, dtype=dtype, generator=generator)
+
+
+def two_gradients(n, dtype, generator):
+    """Two gradients of three layers with a row per sample."""
+    return tuple(torch.randn(2, 3, n, 2, dtype=dtype, generator=generator))
+
+
+def mixtures(n, dtype, generator):
+    """Features of mixed inputs and of their parts, shares and noise."""
+    mixed, a, b, noise = torch.randn(4, n, 3, dtype=dtype, generator=generator)
+    return mixed, a, b, torch.rand(n, dtype=dtype, generator=generator), noise
+
+
+#: Half of the samples are of the other kind, and their number another.
+OF_TWO_KINDS = dict.fromkeys(
+    ("weight_zero", "normalizer"), "values of two kinds of samples, one after the other"
+)
+
+CASES |= {
+    "ModelBehaviorConsistencyLoss": [
+        Case("default", ModelBehaviorConsistencyLoss, views),
+        Case("variance", lambda: ModelBehaviorConsistencyLoss(True, False), views),
+    ],
+    "LabelConsistencyLoss": [
+        Case("default", LabelConsistencyLoss, views),
+        Case("both", lambda: LabelConsistencyLoss(detach_reference=False), views),
+        Case("official", lambda: LabelConsistencyLoss("official"), views),
+    ],
+    "LAFAlignmentLoss": [
+        Case("default", LAFAlignmentLoss, retained_and_forgotten),
+        Case("mean", lambda: LAFAlignmentLoss(0.2, reduction="mean"), retained_and_forgotten),
+    ],
+    "LAFRepresentationUnlearningLoss": [
+        Case(
+            "default",
+            LAFRepresentationUnlearningLoss,
+            lambda n, dtype, generator: tuple(
+                torch.randn(4, n, 3, dtype=dtype, generator=generator)
+            ),
+            OF_TWO_KINDS,
+        ),
+    ],
+    "GradientMatchingLoss": [
+        Case("default", GradientMatchingLoss, two_gradients),
+        Case("mse", lambda: GradientMatchingLoss("mse"), two_gradients),
+        Case("cos", lambda: GradientMatchingLoss("cos"), two_gradients),
+        Case("mean", lambda: GradientMatchingLoss(reduction="mean"), two_gradients),
+    ],
+    "AdaptiveMixLoss": [
+        Case("default", AdaptiveMixLoss, mixtures),
+        Case("cosine", lambda: AdaptiveMixLoss("cosine"), mixtures),
+        Case("loud", lambda: AdaptiveMixLoss(noise_std=2.0), mixtures),
     ],
 }
 

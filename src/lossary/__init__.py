@@ -106,6 +106,15 @@ from lossary.prototypes import (
     PrototypeTightnessLoss,
 )
 from lossary.reference_free import CPOLoss, LogicPreferenceLoss, ORPOLoss, SimPOLoss
+from lossary.relations import (
+    AdaptiveMixLoss,
+    GradientMatchingLoss,
+    LabelConsistencyLoss,
+    LAFAlignmentLoss,
+    LAFRepresentationUnlearningLoss,
+    ModelBehaviorConsistencyLoss,
+    contrastive_targets,
+)
 from lossary.retrieval import ADORELoss, PairwiseRankNetLoss
 from lossary.robust import CauchyLoss, PseudoHuberLoss, adaptive_cauchy_scale
 from lossary.segments import CPLLoss
@@ -151,6 +160,7 @@ __all__ = [
     "APOLoss",
     "ActivePassiveLoss",
     "AdaptiveFeatureScaling",
+    "AdaptiveMixLoss",
     "AggregateResponseLoss",
     "ArcFaceLoss",
     "AsymmetricExponentialLoss",
@@ -188,6 +198,7 @@ __all__ = [
     "FocalLoss",
     "GeneralizedCrossEntropyLoss",
     "GlobalContrastiveLoss",
+    "GradientMatchingLoss",
     "GradientSimilarityFocalLoss",
     "GuidedLossScaling",
     "HingePreferenceLoss",
@@ -198,8 +209,11 @@ __all__ = [
     "InfoNCELoss",
     "JensenShannonLoss",
     "KTOLoss",
+    "LAFAlignmentLoss",
+    "LAFRepresentationUnlearningLoss",
     "LDRKLLoss",
     "LDRLoss",
+    "LabelConsistencyLoss",
     "LabelSmoothingCrossEntropyLoss",
     "LinearLogits",
     "LogicPreferenceLoss",
@@ -208,6 +222,7 @@ __all__ = [
     "Loss",
     "MixupNDCGLoss",
     "MixupRankingLoss",
+    "ModelBehaviorConsistencyLoss",
     "MulticlassMAELoss",
     "NCALoss",
     "NCELoss",
@@ -263,6 +278,7 @@ __all__ = [
     "comp_sum_transform",
     "consistency_boundary",
     "consistency_rate",
+    "contrastive_targets",
     "global_normalizer",
     "gradient_dissimilarity",
     "ict_discretization_steps",
