@@ -79,6 +79,7 @@ from lossary import (
     NashMPLoss,
     NCALoss,
     NCELoss,
+    NodeCompactnessRegularizer,
     NormalizedLogisticLoss,
     NTXentLoss,
     OnlinePrototypeEquilibriumLoss,
@@ -769,6 +770,66 @@ def relations() -> tuple[Row, ...]:
         called(mix, "lam", "none", ("a number", "NoneType"), x, x, x, None, error=TypeError),
         called(mix, "noise", "one", ("(4, 3)", "(1, 3)"), x, x, x, 0.5, x[:1]),
         called(mix, "noise", "int", ("floating", "int64"), x, x, x, 0.5, x.long(), error=TypeError),
+    )
+
+
+def graphs() -> tuple[Row, ...]:
+    """What node compactness does not take."""
+    loss = NodeCompactnessRegularizer
+    path = torch.tensor([[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0]])
+    good = {
+        "x": torch.ones(4, 3),
+        "other_view": torch.ones(4, 2),
+        "adjacency": path,
+        "adjacency_view": path,
+        "weight1": torch.ones(3, 5),
+        "bias1": torch.zeros(5),
+        "weight2": torch.ones(5, 2),
+        "bias2": torch.zeros(2),
+    }
+
+    def called(argument: str, id: str, says: tuple[str, ...], value: Any, error=ValueError) -> Row:
+        inputs = tuple({**good, argument: value}.values())
+        id = f"{loss.__name__}_{argument}_{id}"
+        return Row(id, argument, says, error, loss, {"drop_rate": 0.5}, inputs)
+
+    one_way = path.clone()
+    one_way[0, 3] = 1
+    return (
+        *not_numbers(loss, "drop_rate"),
+        hyper(loss, "drop_rate", 1.0, "[0, 1)", "1.0"),
+        hyper(loss, "drop_rate", -0.1, "[0, 1)", "-0.1"),
+        *not_numbers(loss, "negative_slope", drop_rate=0.5),
+        hyper(loss, "negative_slope", 1.0, "[0, 1)", "1.0", drop_rate=0.5),
+        hyper(loss, "negative_slope", -0.1, "[0, 1)", "-0.1", drop_rate=0.5),
+        *(
+            row
+            for name in ("adjacency", "adjacency_view")
+            for row in (
+                called(name, "wide", ("(4, 4)", "(4, 3)"), path[:, :3]),
+                called(name, "small", ("(4, 4)", "(3, 3)"), path[:3, :3]),
+                called(name, "twos", ("0 and 1", "got 2"), 2 * path),
+                called(name, "nan", ("0 and 1", "got nan"), path * NAN),
+                called(name, "directed", ("symmetric",), one_way),
+                called(name, "loops", ("no loops", "got 4"), path + torch.eye(4).long()),
+                called(name, "list", ("a tensor", "list"), path.tolist(), TypeError),
+                called(
+                    name,
+                    "complex",
+                    ("bool or numbers", "complex64"),
+                    path.to(torch.complex64),
+                    TypeError,
+                ),
+            )
+        ),
+        called("x", "int", ("floating", "int64"), torch.ones(4, 3).long(), TypeError),
+        called("x", "flat", ("2 dimension", "(3,)"), torch.ones(3)),
+        called("other_view", "short", ("(4, 2)", "(3, 2)"), torch.ones(3, 2)),
+        called("other_view", "narrow", ("(4, 2)", "(4, 1)"), torch.ones(4, 1)),
+        called("weight1", "transposed", ("(3, 3)", "(5, 3)"), torch.ones(5, 3)),
+        called("weight2", "list", ("a tensor", "list"), [[1.0]], TypeError),
+        called("bias1", "short", ("(5,)", "(4,)"), torch.zeros(4)),
+        called("bias2", "one", ("(2,)", "(1,)"), torch.zeros(1)),
     )
 
 
@@ -2198,6 +2259,7 @@ FAMILIES = (
     *retrieval_and_densities(),
     *faces(),
     *metric_learning(),
+    *graphs(),
     *relations(),
     *prototypes(),
     *calibration(),

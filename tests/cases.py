@@ -77,6 +77,7 @@ from lossary import (
     NashMPLoss,
     NCALoss,
     NCELoss,
+    NodeCompactnessRegularizer,
     NormalizedCrossEntropyLoss,
     NormalizedLogisticLoss,
     NTXentLoss,
@@ -1728,6 +1729,27 @@ CASES |= {
         Case("default", AdaptiveMixLoss, mixtures),
         Case("cosine", lambda: AdaptiveMixLoss("cosine"), mixtures),
         Case("loud", lambda: AdaptiveMixLoss(noise_std=2.0), mixtures),
+    ],
+}
+
+
+def ring(n, dtype, generator):
+    """A graph convolutional network on a ring, and a view that has lost an edge."""
+    x = torch.randn(n, 3, dtype=dtype, generator=generator)
+    other = torch.randn(n, 2, dtype=dtype, generator=generator)
+    node = torch.arange(n)
+    apart = (node.unsqueeze(1) - node).abs()
+    edges = (apart == 1) | ((apart == n - 1) & (apart > 0))
+    parameters = ((3, 5), (5,), (5, 2), (2,))
+    drawn = (torch.randn(s, dtype=dtype, generator=generator) for s in parameters)
+    return x, other, edges, apart == 1, *drawn
+
+
+CASES |= {
+    "NodeCompactnessRegularizer": [
+        Case("half", lambda: NodeCompactnessRegularizer(0.5), ring),
+        Case("leaky", lambda: NodeCompactnessRegularizer(0.2, 0.25), ring),
+        Case("none", lambda: NodeCompactnessRegularizer(0.0), ring),
     ],
 }
 

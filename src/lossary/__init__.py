@@ -56,6 +56,7 @@ from lossary.evidential import (
 from lossary.face import ArcFaceLoss, CosFaceLoss, UNPGLoss
 from lossary.global_contrastive import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss
 from lossary.gradients import perp_grad, perp_grad_
+from lossary.graph import NodeCompactnessRegularizer
 from lossary.imbalance import (
     AdaptiveFeatureScaling,
     BackdoorAdjustment,
@@ -229,6 +230,7 @@ __all__ = [
     "NTXentLoss",
     "NashMDLoss",
     "NashMPLoss",
+    "NodeCompactnessRegularizer",
     "NormalizedCrossEntropyLoss",
     "NormalizedLogisticLoss",
     "OPIS",
