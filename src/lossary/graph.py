@@ -22,11 +22,11 @@ class NodeCompactnessRegularizer(Loss):
     r"""Node compactness: penalise nodes whose estimated margin under edge dropping is small.
 
     .. math:: \ell_i = \log(1 + e^{-G_i}), \qquad
-              G_i \approx \min_{\hat A'} \Bigl\langle z_i,\ \bar z_i -
-              \frac{1}{N - 1} \sum_{k \ne i} \bar z_k \Bigr\rangle
+              G_i \approx \min \Bigl\langle z_i,\ u_i -
+              \frac{1}{N - 1} \sum_{k \ne i} u_k \Bigr\rangle
 
-    where z are a two-layer graph convolutional network's outputs, z- the unit outputs for the other
-    view, and A' the graphs that lose up to a share p of each node's edges. Provable training (POT)
+    where z are a two-layer graph convolutional network's outputs, u the unit outputs for the other
+    view, and the minimum is over the graphs that lose up to a share p of each node's edges. Provable training (POT)
     for graph contrastive learning: nodes that follow the contrastive principle under some
     augmentations only are trained more. With views 1 and 2 the objective is
 
@@ -35,7 +35,8 @@ class NodeCompactnessRegularizer(Loss):
     kappa = 0.5 by default in the paper.
 
     Args:
-        drop_rate: p in [0, 1), the share of a node's edges that may go.
+        drop_rate: p in [0, 1), the share of a node's edges that may go: set it to that of the view's
+            own augmentation. Default 0.3.
         negative_slope: alpha in [0, 1), the activation's slope below 0, after both layers: 0 for
             ReLU, the present value of a PReLU. Default 0.
         reduction: see :class:`lossary.Loss`.
@@ -92,7 +93,7 @@ class NodeCompactnessRegularizer(Loss):
     separable = False
 
     def __init__(
-        self, drop_rate: float, negative_slope: float = 0.0, **options: Unpack[LossOptions]
+        self, drop_rate: float = 0.3, negative_slope: float = 0.0, **options: Unpack[LossOptions]
     ) -> None:
         super().__init__(**options)
         self.drop_rate = check_number("drop_rate", drop_rate, 0.0, 1.0, high_open=True)

@@ -37,11 +37,12 @@ from lossary._properties import Properties
 class PrototypeRelationDistillationLoss(Loss):
     r"""Keep how every old prototype ranks the samples of the batch.
 
-    .. math:: \ell_c = \operatorname{KL}(q_c \,\|\, p_c), \qquad
-              p_c = \operatorname{softmax}_j \frac{\langle \bar p_c, f_j \rangle}{T}, \qquad
-              q_c \text{ the same of the old model}
+    .. math:: \ell_c = \sum_j q_{cj} \log \frac{q_{cj}}{\pi_{cj}}, \qquad
+              \pi_{cj} = \operatorname{softmax}_j
+              \frac{\langle p_c, f_j \rangle}{T \lVert p_c \rVert}
 
-    where the softmax runs over the samples j of the batch and the prototype is divided by its norm.
+    where the softmax runs over the samples j of the batch, and q is the same of the old model, its
+    features and its prototypes.
     Prototype-sample relation distillation (PRD), for continual learning without a memory of old
     samples: features may move, as long as an old class still finds the same samples near.
 
@@ -63,7 +64,7 @@ class PrototypeRelationDistillationLoss(Loss):
 
     Properties:
         The loss is batch-coupled. l >= 0, and 0 if and only if the profiles agree. The gradient in
-        the scores <p_c, f_j> is (p - q)/T; old features and prototypes get none. Unchanged by the
+        the scores <p_c, f_j>/|p_c| is (pi - q)/T; old features and prototypes get none. Unchanged by the
         length of a prototype, by adding a constant to a profile, by a rotation of everything.
 
     Limits:

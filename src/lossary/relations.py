@@ -393,11 +393,11 @@ class LAFAlignmentLoss(Loss):
 class LAFRepresentationUnlearningLoss(Loss):
     r"""Move representations away from the forgotten data, as told by two autoencoders.
 
-    .. math:: L = \sum_i f(\hat r_i, r_i) - \sum_j f(\hat f_j, f_j), \qquad
+    .. math:: L = \sum_i f(r'_i, r_i) - \sum_j f(v'_j, v_j), \qquad
               f(a, b) = \exp \frac{m}{m + 1}, \quad m = \lVert a - b \rVert^2
 
-    where r^ is the reconstruction of the retained representations by an autoencoder trained on
-    retained data, f^ that of the forgotten ones by one trained on forgotten data: representations
+    where r' is the reconstruction of the retained representations r by an autoencoder trained on
+    retained data, v' that of the forgotten ones v by one trained on forgotten data: representations
     should fit the former and not the latter. The first term of label-agnostic forgetting, before
     :class:`LAFAlignmentLoss`.
 
