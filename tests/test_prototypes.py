@@ -15,7 +15,7 @@ from lossary import (
     PrototypeRelationDistillationLoss,
     PrototypeTightnessLoss,
 )
-from lossary._numerics import divergence_terms, one_minus_cosine
+from lossary._numerics import divergence_terms, exp_remainder, one_minus_cosine
 
 F64 = torch.float64
 seeds = st.integers(0, 10**6)
@@ -64,6 +64,13 @@ def test_divergence_terms_have_the_slope_of_the_divergence(seed):
     got = torch.autograd.grad(divergence_terms(lq, lp).sum(), (a, b), retain_graph=True)
     for x, y in zip(got, torch.autograd.grad(plain, (a, b)), strict=True):
         close(x, y)
+
+
+def test_the_exponential_less_two_terms_on_either_side():
+    for x in (-30.0, -0.6, -0.4, -1e-9, 1e-9, 0.4, 0.6, 3.0):
+        with mpmath.workdps(60):
+            want = mpmath.exp(x) - 1 - mpmath.mpf(x)
+        close(exp_remainder(torch.tensor(x, dtype=F64)), float(want), rtol=2e-15, atol=0.0)
 
 
 def test_one_minus_cosine_keeps_its_digits():

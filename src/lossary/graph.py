@@ -26,17 +26,17 @@ class NodeCompactnessRegularizer(Loss):
               \frac{1}{N - 1} \sum_{k \ne i} u_k \Bigr\rangle
 
     where z are a two-layer graph convolutional network's outputs, u the unit outputs for the other
-    view, and the minimum is over the graphs that lose up to a share p of each node's edges. Provable training (POT)
-    for graph contrastive learning: nodes that follow the contrastive principle under some
-    augmentations only are trained more. With views 1 and 2 the objective is
+    view, and the minimum is over the graphs that lose up to a share p of each node's edges.
+    Provable training (POT) for graph contrastive learning: nodes that follow the contrastive
+    principle under some augmentations only are trained more. With views 1 and 2 the objective is
 
     (1 - kappa) contrastive + kappa (regularizer(view 1 against 2) + regularizer(2 against 1))/2,
 
     kappa = 0.5 by default in the paper.
 
     Args:
-        drop_rate: p in [0, 1), the share of a node's edges that may go: set it to that of the view's
-            own augmentation. Default 0.3.
+        drop_rate: p in [0, 1), the share of a node's edges that may go: that of the view's own
+            augmentation. Default 0.3.
         negative_slope: alpha in [0, 1), the activation's slope below 0, after both layers: 0 for
             ReLU, the present value of a PReLU. Default 0.
         reduction: see :class:`lossary.Loss`.

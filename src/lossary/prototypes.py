@@ -64,8 +64,8 @@ class PrototypeRelationDistillationLoss(Loss):
 
     Properties:
         The loss is batch-coupled. l >= 0, and 0 if and only if the profiles agree. The gradient in
-        the scores <p_c, f_j>/|p_c| is (pi - q)/T; old features and prototypes get none. Unchanged by the
-        length of a prototype, by adding a constant to a profile, by a rotation of everything.
+        the scores <p_c, f_j>/|p_c| is (pi - q)/T; old features and prototypes get none. Unchanged
+        by the length of a prototype, by a constant added to a profile, by a rotation of everything.
 
     Limits:
         T -> inf: half the variance of the profiles' difference over the batch, divided by T^2. One
