@@ -207,7 +207,7 @@ def test_the_best_prototype_is_the_sum_of_the_unit_features():
 
 def test_a_weight_of_zero_leaves_the_prototypes_alone():
     # As many prototypes as samples: they are not samples.
-    f, p, labels = draw(3, 2), draw(3, 2, seed=1).requires_grad_(), torch.tensor([0, 1, 0])
+    f, p, labels = draw(3, 2), draw(3, 2, seed=1).requires_grad_(), torch.tensor([2, 1, 0])
     f[2] = math.nan
     value = PrototypeTightnessLoss()(f, labels, p, weight=torch.tensor([True, True, False]))
     close(value, PrototypeTightnessLoss()(f[:2], labels[:2], p))
@@ -270,6 +270,9 @@ def test_classes_of_one_sample_each_are_ntxent():
 def test_one_class_has_nothing_to_be_told_from():
     for rows in (0, 1, 4):
         z1, z2 = (z.clone().requires_grad_() for z in draw(2, rows, 3))
+        # Also where the views disagree, at a similarity of -1/temperature.
+        opposite = OnlinePrototypeEquilibriumLoss(1e-4)(z1, -z1, torch.full((rows,), 3))
+        assert float(opposite.detach()) == 0.0
         value = OnlinePrototypeEquilibriumLoss(0.01)(z1, z2, torch.full((rows,), 3))
         assert float(value.detach()) == 0.0
         for g in torch.autograd.grad(value, (z1, z2)):

@@ -147,9 +147,7 @@ class PrototypeRelationDistillationLoss(Loss):
         if self.over == "classes":
             rows, columns = columns, rows
         scores = rows @ columns.t()
-        # Of no columns the lowest number, not -inf: its slope would be nan.
-        lowest = torch.finfo(scores.dtype).min
-        norm = torch.cat((scores, scores.new_full((len(scores), 1), lowest)), 1).logsumexp(1)
+        norm = scores.logsumexp(1)
         if self.over == "samples" and self._gathers():
             own = norm.unsqueeze(0)
             (every,), _ = _distributed.gather_with_gradient(own, group=self.process_group)
@@ -329,8 +327,7 @@ class OnlinePrototypeEquilibriumLoss(EmbeddingLoss):
         # The other classes alone: what is left of the denominator is the numerator. The lowest
         # number, not -inf: of one class the slope would be nan.
         masked = (slots.unsqueeze(1) == slots) | ~torch.cat((there, there))
-        lowest = torch.finfo(s.dtype).min
-        s = torch.cat((s.masked_fill(masked, lowest), s.new_full((2 * n, 1), lowest)), 1)
+        s = s.masked_fill(masked, torch.finfo(s.dtype).min)
         values = softplus(s.logsumexp(1) - torch.cat((own, own))).view(2, n).mean(0)
         return values.masked_fill(~there, 0.0), there.to(values.dtype)
 
