@@ -14,6 +14,7 @@ import torch
 
 from lossary import (
     ActivePassiveLoss,
+    AdaptiveMixLoss,
     ADORELoss,
     AggregateResponseLoss,
     ALDRKLLoss,
@@ -59,6 +60,7 @@ from lossary import (
     GlobalContrastiveLoss,
     GradAscentLoss,
     GradDiffLoss,
+    GradientMatchingLoss,
     GradientSimilarityFocalLoss,
     GRPOLoss,
     HardContrastiveLoss,
@@ -70,7 +72,10 @@ from lossary import (
     IPOLoss,
     JensenShannonLoss,
     KTOLoss,
+    LabelConsistencyLoss,
     LabelSmoothingCrossEntropyLoss,
+    LAFAlignmentLoss,
+    LAFRepresentationUnlearningLoss,
     LDRKLLoss,
     LDRLoss,
     LinearLogits,
@@ -82,20 +87,26 @@ from lossary import (
     MartingaleLoss,
     MixupNDCGLoss,
     MixupRankingLoss,
+    ModelBehaviorConsistencyLoss,
     MulticlassMAELoss,
     NashMDLoss,
     NashMPLoss,
     NCALoss,
     NCELoss,
     NFTLoss,
+    NodeCompactnessRegularizer,
     NormalizedLogisticLoss,
     NPOLoss,
     NTXentLoss,
+    OnlinePrototypeEquilibriumLoss,
     ORPOLoss,
     P3OLoss,
     PairwiseRankNetLoss,
     PartialReturnPreferenceLoss,
     PolyLoss,
+    PrototypePairSampling,
+    PrototypeRelationDistillationLoss,
+    PrototypeTightnessLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
     RegretLoss,
@@ -132,6 +143,7 @@ from lossary import (
     WestonWatkinsLoss,
     WGALoss,
     ZLoss,
+    contrastive_targets,
     linear_sequence_logps,
     linear_token_logps,
 )
@@ -633,6 +645,220 @@ def faces() -> tuple[Row, ...]:
         hyper(UNPGLoss, "whisker", NAN, "[0, inf]", "nan", **size),
         hyper(UNPGLoss, "gather", None, "'auto'", "None", **size),
         hyper(UNPGLoss, "process_group", 0, "group or None", "int", error=TypeError, **size),
+    )
+
+
+def prototypes() -> tuple[Row, ...]:
+    """What the losses of prototypes do not take."""
+    x, y, p = torch.eye(4, 3), torch.tensor([0, 0, 1, 1]), torch.eye(2, 3)
+    distil, tight, online = (
+        PrototypeRelationDistillationLoss,
+        PrototypeTightnessLoss,
+        OnlinePrototypeEquilibriumLoss,
+    )
+
+    def called(
+        loss: type, argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError
+    ) -> Row:
+        id = f"{loss.__name__}_{argument}_{id}"
+        return Row(id, argument, says, error, loss, {}, inputs)
+
+    return (
+        *(row for loss in (distil, online) for row in not_numbers(loss, "temperature")),
+        *(
+            hyper(loss, "temperature", value, "(0, inf)", str(value))
+            for loss in (distil, online)
+            for value in (0.0, INF)
+        ),
+        *(hyper(loss, "gather", None, "'auto'", "None") for loss in (distil, online)),
+        *(
+            hyper(loss, "process_group", 0, "group or None", "int", error=TypeError)
+            for loss in (distil, online)
+        ),
+        hyper(distil, "over", "batch", "'samples', 'classes'", "'batch'"),
+        hyper(distil, "normalize_features", None, "True, False", "None"),
+        hyper(online, "normalize", 1.5, "True, False", "1.5"),
+        called(distil, "features", "flat", ("(N, D)", "got (3,)"), x[0], x[0], p, p),
+        called(
+            distil, "features", "int", ("floating", "int64"), x.long(), x, p, p, error=TypeError
+        ),
+        called(distil, "old_features", "short", ("(4, 3)", "got (3, 3)"), x, x[:3], p, p),
+        called(distil, "prototypes", "narrow", ("(C, 3)", "got (2, 2)"), x, x, p[:, :2], p[:, :2]),
+        called(distil, "old_prototypes", "short", ("(2, 3)", "got (1, 3)"), x, x, p, p[:1]),
+        called(
+            distil, "prototypes", "list", ("a tensor", "list"), x, x, p.tolist(), p, error=TypeError
+        ),
+        called(tight, "features", "flat", ("(N, D)", "got (3,)"), x[0], y[0], p),
+        called(tight, "labels", "float", ("integers", "float32"), x, y.float(), p, error=TypeError),
+        called(tight, "labels", "short", ("(4,)", "got (3,)"), x, y[:3], p),
+        called(tight, "labels", "above", ("[0, 2)", "got 2"), x, y + 1, p),
+        called(tight, "labels", "negative", ("[0, 2)", "got -1"), x, y - 1, p),
+        called(tight, "prototypes", "narrow", ("(C, 3)", "got (2, 2)"), x, y, p[:, :2]),
+        called(tight, "prototypes", "flat", ("(N, D)", "got (3,)"), x, y, p[0]),
+        called(online, "z1", "flat", ("(N, D)", "got (3,)"), x[0], x[0], y[0]),
+        called(online, "z2", "short", ("(4, 3)", "got (3, 3)"), x, x[:3], y),
+        called(online, "labels", "short", ("(4,)", "got (3,)"), x, x, y[:3]),
+        called(online, "labels", "bool", ("integers", "bool"), x, x, y > 0, error=TypeError),
+        hyper(PrototypePairSampling, "eps", 0.0, "(0, inf)", "0.0"),
+        *not_numbers(PrototypePairSampling, "eps"),
+        called(PrototypePairSampling, "prototypes", "flat", ("(N, D)", "got (3,)"), x[0]),
+        called(PrototypePairSampling, "present", "short", ("(2,)", "got (1,)"), p, y[:1] > 0),
+        called(
+            PrototypePairSampling,
+            "present",
+            "int",
+            ("float or bool", "int64"),
+            p,
+            y[:2],
+            error=TypeError,
+        ),
+    )
+
+
+def relations() -> tuple[Row, ...]:
+    """What the losses of relations do not take."""
+    x, y, lam = torch.eye(4, 3), torch.eye(2, 3), torch.full((4,), 0.5)
+    behaviour, consistency = ModelBehaviorConsistencyLoss, LabelConsistencyLoss
+    align, unlearn = LAFAlignmentLoss, LAFRepresentationUnlearningLoss
+    match, mix = GradientMatchingLoss, AdaptiveMixLoss
+
+    def called(
+        loss: Any, argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError
+    ) -> Row:
+        id = f"{loss.__name__}_{argument}_{id}"
+        return Row(id, argument, says, error, loss, {}, inputs)
+
+    def classes(id: str, argument: str, says: tuple[str, ...], given: Any, error=ValueError):
+        id = f"contrastive_targets_{id}"
+        return Row(id, argument, says, error, contrastive_targets, {"gradients": given})
+
+    pair = (behaviour, consistency)
+    return (
+        *(hyper(loss, "detach_reference", None, "True, False", "None") for loss in pair),
+        *(hyper(loss, "gather", None, "'auto'", "None") for loss in (*pair, align)),
+        *(
+            hyper(loss, "process_group", 0, "group or None", "int", error=TypeError)
+            for loss in (*pair, align)
+        ),
+        hyper(behaviour, "normalize_variance", 1.5, "True, False", "1.5"),
+        hyper(consistency, "variant", "js", "'paper', 'official'", "'js'"),
+        called(behaviour, "reference", "flat", ("(N, D)", "got (3,)"), x[0], x),
+        called(behaviour, "embeddings", "short", ("as many rows", "4", "got 3"), x, x[:3]),
+        called(behaviour, "embeddings", "int", ("floating", "int64"), x, x.long(), error=TypeError),
+        called(consistency, "logits", "flat", ("(N, C)", "got (3,)"), x[0], x[0]),
+        called(consistency, "logits", "one_class", ("C >= 2", "(4, 1)"), x[:, :1], x[:, :1]),
+        called(consistency, "logits", "int", ("floating", "int64"), x.long(), x, error=TypeError),
+        called(consistency, "reference_logits", "short", ("(4, 3)", "(3, 3)"), x, x[:3]),
+        *not_numbers(align, "temperature"),
+        hyper(align, "temperature", 0.0, "(0, inf)", "0.0"),
+        *(hyper(loss, "reduction", "all", "'sum'", "'all'") for loss in (align, unlearn, match)),
+        called(align, "retain_ref", "short", ("(4, 3)", "(3, 3)"), x, x[:3], y, y),
+        called(align, "forget_ref", "short", ("(2, 3)", "(1, 3)"), x, x, y, y[:1]),
+        called(align, "forget", "empty", ("at least one", "none"), x, x, y[:0], y[:0]),
+        called(align, "retain", "int", ("floating", "int64"), x.long(), x, y, y, error=TypeError),
+        called(unlearn, "retain_recon", "short", ("(4, 3)", "(3, 3)"), x, x[:3], y, y),
+        called(unlearn, "forget_recon", "narrow", ("(2, 3)", "(2, 2)"), x, x, y, y[:, :2]),
+        called(unlearn, "forget", "flat", ("(N, D)", "got (3,)"), x, x, y[0], y[0]),
+        hyper(match, "metric", "cosine", "'rowwise_cosine'", "'cosine'"),
+        *not_numbers(match, "eps"),
+        hyper(match, "eps", 0.0, "(0, inf)", "0.0"),
+        called(match, "synthetic", "none", ("at least one layer", "none"), [], []),
+        called(match, "synthetic", "dict", ("a sequence", "dict"), {}, [x], error=TypeError),
+        called(match, "real", "longer", ("1 layers", "got 2"), [x], [x, y]),
+        called(match, "real[0]", "narrow", ("(4, 3)", "(4, 2)"), [x], [x[:, :2]]),
+        called(
+            match,
+            "synthetic[1]",
+            "int",
+            ("floating", "int64"),
+            [x, y.long()],
+            [x, y],
+            error=TypeError,
+        ),
+        called(
+            match, "synthetic[0]", "none", ("a tensor", "NoneType"), [None], [x], error=TypeError
+        ),
+        classes("none", "gradients", ("at least one class", "none"), []),
+        classes("tensor", "gradients", ("a sequence of classes", "Tensor"), x, TypeError),
+        classes("no_layers", "gradients[0]", ("at least one layer", "none"), [[]]),
+        classes("longer", "gradients[1]", ("1 layers", "got 2"), [[x], [x, x]]),
+        classes("other", "gradients[1][0]", ("(4, 3)", "(2, 3)"), [[x], [y]]),
+        hyper(mix, "distance", "l2", "'mse', 'cosine'", "'l2'"),
+        *not_numbers(mix, "noise_std"),
+        hyper(mix, "noise_std", -1.0, "[0, inf)", "-1.0"),
+        hyper(mix, "noise_std", INF, "[0, inf)", "inf"),
+        called(mix, "mixed", "flat", ("(N, D, ...)", "got (3,)"), x[0], x[0], x[0], 0.5),
+        called(mix, "mixed", "int", ("floating", "int64"), x.long(), x, x, 0.5, error=TypeError),
+        called(mix, "a", "short", ("(4, 3)", "(3, 3)"), x, x[:3], x, 0.5),
+        called(mix, "b", "short", ("(4, 3)", "(3, 3)"), x, x, x[:3], 0.5),
+        called(mix, "lam", "above", ("[0, 1]", "1.5"), x, x, x, 1.5),
+        called(mix, "lam", "one_above", ("[0, 1]", "1.5"), x, x, x, lam + 1.0),
+        called(mix, "lam", "nan", ("[0, 1]", "nan"), x, x, x, lam * NAN),
+        called(mix, "lam", "column", ("(4,)", "(4, 1)"), x, x, x, lam[:, None]),
+        called(mix, "lam", "int", ("floating", "int64"), x, x, x, lam.long(), error=TypeError),
+        called(mix, "lam", "none", ("a number", "NoneType"), x, x, x, None, error=TypeError),
+        called(mix, "noise", "one", ("(4, 3)", "(1, 3)"), x, x, x, 0.5, x[:1]),
+        called(mix, "noise", "int", ("floating", "int64"), x, x, x, 0.5, x.long(), error=TypeError),
+    )
+
+
+def graphs() -> tuple[Row, ...]:
+    """What node compactness does not take."""
+    loss = NodeCompactnessRegularizer
+    path = torch.tensor([[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0]])
+    good = {
+        "x": torch.ones(4, 3),
+        "other_view": torch.ones(4, 2),
+        "adjacency": path,
+        "adjacency_view": path,
+        "weight1": torch.ones(3, 5),
+        "bias1": torch.zeros(5),
+        "weight2": torch.ones(5, 2),
+        "bias2": torch.zeros(2),
+    }
+
+    def called(argument: str, id: str, says: tuple[str, ...], value: Any, error=ValueError) -> Row:
+        inputs = tuple({**good, argument: value}.values())
+        id = f"{loss.__name__}_{argument}_{id}"
+        return Row(id, argument, says, error, loss, {"drop_rate": 0.5}, inputs)
+
+    one_way = path.clone()
+    one_way[0, 3] = 1
+    return (
+        *not_numbers(loss, "drop_rate"),
+        hyper(loss, "drop_rate", 1.0, "[0, 1)", "1.0"),
+        hyper(loss, "drop_rate", -0.1, "[0, 1)", "-0.1"),
+        *not_numbers(loss, "negative_slope", drop_rate=0.5),
+        hyper(loss, "negative_slope", 1.0, "[0, 1)", "1.0", drop_rate=0.5),
+        hyper(loss, "negative_slope", -0.1, "[0, 1)", "-0.1", drop_rate=0.5),
+        *(
+            row
+            for name in ("adjacency", "adjacency_view")
+            for row in (
+                called(name, "wide", ("(4, 4)", "(4, 3)"), path[:, :3]),
+                called(name, "small", ("(4, 4)", "(3, 3)"), path[:3, :3]),
+                called(name, "twos", ("0 and 1", "got 2"), 2 * path),
+                called(name, "nan", ("0 and 1", "got nan"), path * NAN),
+                called(name, "directed", ("symmetric",), one_way),
+                called(name, "loops", ("no loops", "got 4"), path + torch.eye(4).long()),
+                called(name, "list", ("a tensor", "list"), path.tolist(), TypeError),
+                called(
+                    name,
+                    "complex",
+                    ("bool or numbers", "complex64"),
+                    path.to(torch.complex64),
+                    TypeError,
+                ),
+            )
+        ),
+        called("x", "int", ("floating", "int64"), torch.ones(4, 3).long(), TypeError),
+        called("x", "flat", ("2 dimension", "(3,)"), torch.ones(3)),
+        called("other_view", "short", ("(4, 2)", "(3, 2)"), torch.ones(3, 2)),
+        called("other_view", "narrow", ("(4, 2)", "(4, 1)"), torch.ones(4, 1)),
+        called("weight1", "transposed", ("(3, 3)", "(5, 3)"), torch.ones(5, 3)),
+        called("weight2", "list", ("a tensor", "list"), [[1.0]], TypeError),
+        called("bias1", "short", ("(5,)", "(4,)"), torch.zeros(4)),
+        called("bias2", "one", ("(2,)", "(1,)"), torch.zeros(1)),
     )
 
 
@@ -2550,6 +2776,9 @@ FAMILIES = (
     *retrieval_and_densities(),
     *faces(),
     *metric_learning(),
+    *graphs(),
+    *relations(),
+    *prototypes(),
     *calibration(),
     *evidential(),
     *imbalance(),

@@ -13,6 +13,7 @@ import torch
 
 from lossary import (
     ActivePassiveLoss,
+    AdaptiveMixLoss,
     ADORELoss,
     AggregateResponseLoss,
     ALDRKLLoss,
@@ -58,6 +59,7 @@ from lossary import (
     GlobalContrastiveLoss,
     GradAscentLoss,
     GradDiffLoss,
+    GradientMatchingLoss,
     GradientSimilarityFocalLoss,
     GRPOLoss,
     HardContrastiveLoss,
@@ -69,7 +71,10 @@ from lossary import (
     IPOLoss,
     JensenShannonLoss,
     KTOLoss,
+    LabelConsistencyLoss,
     LabelSmoothingCrossEntropyLoss,
+    LAFAlignmentLoss,
+    LAFRepresentationUnlearningLoss,
     LDRKLLoss,
     LDRLoss,
     LinearPreferenceLoss,
@@ -80,21 +85,26 @@ from lossary import (
     MartingaleLoss,
     MixupNDCGLoss,
     MixupRankingLoss,
+    ModelBehaviorConsistencyLoss,
     MulticlassMAELoss,
     NashMDLoss,
     NashMPLoss,
     NCALoss,
     NCELoss,
     NFTLoss,
+    NodeCompactnessRegularizer,
     NormalizedCrossEntropyLoss,
     NormalizedLogisticLoss,
     NPOLoss,
     NTXentLoss,
+    OnlinePrototypeEquilibriumLoss,
     ORPOLoss,
     P3OLoss,
     PairwiseRankNetLoss,
     PartialReturnPreferenceLoss,
     PolyLoss,
+    PrototypeRelationDistillationLoss,
+    PrototypeTightnessLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
     RegretLoss,
@@ -2150,3 +2160,128 @@ def params(classes=None):
         for name in classes or CASES
         for i, case in enumerate(CASES[name])
     ]
+
+
+def with_prototypes(old=False):
+    """Features of samples, and prototypes of three classes: of two models, or labels and one."""
+
+    def draw(n, dtype, generator):
+        features = torch.randn(2, n, 3, dtype=dtype, generator=generator)
+        prototypes = torch.randn(2, 3, 3, dtype=dtype, generator=generator)
+        if old:
+            return *features, *prototypes
+        return features[0], torch.arange(n) % 3, prototypes[0]
+
+    return draw
+
+
+def retained_and_forgotten(n, dtype, generator):
+    """Representations of retained and of five forgotten samples, and what they are held against."""
+    retained = torch.randn(2, n, 3, dtype=dtype, generator=generator)
+    return *retained, *torch.randn(2, 5, 3, dtype=dtype, generator=generator)
+
+
+def two_gradients(n, dtype, generator):
+    """Two gradients of three layers with a row per sample."""
+    return tuple(torch.randn(2, 3, n, 2, dtype=dtype, generator=generator))
+
+
+def mixtures(n, dtype, generator):
+    """Features of mixed inputs and of their parts, shares and noise."""
+    mixed, a, b, noise = torch.randn(4, n, 3, dtype=dtype, generator=generator)
+    return mixed, a, b, torch.rand(n, dtype=dtype, generator=generator), noise
+
+
+#: Half of the samples are of the other kind, and their number another.
+OF_TWO_KINDS = dict.fromkeys(
+    ("weight_zero", "normalizer"), "values of two kinds of samples, one after the other"
+)
+
+
+def ring(n, dtype, generator):
+    """A graph convolutional network on a ring, and a view that has lost an edge."""
+    x = torch.randn(n, 3, dtype=dtype, generator=generator)
+    other = torch.randn(n, 2, dtype=dtype, generator=generator)
+    node = torch.arange(n)
+    apart = (node.unsqueeze(1) - node).abs()
+    edges = (apart == 1) | ((apart == n - 1) & (apart > 0))
+    parameters = ((3, 5), (5,), (5, 2), (2,))
+    drawn = (torch.randn(s, dtype=dtype, generator=generator) for s in parameters)
+    return x, other, edges, apart == 1, *drawn
+
+
+def views_of_two_classes(n, dtype, generator):
+    """Two views of samples of two classes."""
+    return *views(n, dtype, generator), torch.arange(n) % 2
+
+
+CASES |= {
+    "PrototypeRelationDistillationLoss": [
+        Case("default", PrototypeRelationDistillationLoss, with_prototypes(True)),
+        *(
+            Case(
+                f"{over} {normalize}",
+                lambda o=over, f=normalize: PrototypeRelationDistillationLoss(0.3, o, f),
+                with_prototypes(True),
+            )
+            for over in ("samples", "classes")
+            for normalize in (True, False)
+        ),
+    ],
+    "PrototypeTightnessLoss": [
+        Case(
+            "default",
+            PrototypeTightnessLoss,
+            with_prototypes(),
+            {"normalizer": "the prototypes are those of all micro-batches"},
+        ),
+    ],
+    "OnlinePrototypeEquilibriumLoss": [
+        Case("default", OnlinePrototypeEquilibriumLoss, views_of_two_classes),
+        Case("small", lambda: OnlinePrototypeEquilibriumLoss(0.05), views_of_two_classes),
+        Case(
+            "inner product",
+            lambda: OnlinePrototypeEquilibriumLoss(normalize=False),
+            views_of_two_classes,
+        ),
+    ],
+    "ModelBehaviorConsistencyLoss": [
+        Case("default", ModelBehaviorConsistencyLoss, views),
+        Case("variance", lambda: ModelBehaviorConsistencyLoss(True, False), views),
+    ],
+    "LabelConsistencyLoss": [
+        Case("default", LabelConsistencyLoss, views),
+        Case("both", lambda: LabelConsistencyLoss(detach_reference=False), views),
+        Case("official", lambda: LabelConsistencyLoss("official"), views),
+    ],
+    "LAFAlignmentLoss": [
+        Case("default", LAFAlignmentLoss, retained_and_forgotten),
+        Case("mean", lambda: LAFAlignmentLoss(0.2, reduction="mean"), retained_and_forgotten),
+    ],
+    "LAFRepresentationUnlearningLoss": [
+        Case(
+            "default",
+            LAFRepresentationUnlearningLoss,
+            lambda n, dtype, generator: tuple(
+                torch.randn(4, n, 3, dtype=dtype, generator=generator)
+            ),
+            OF_TWO_KINDS,
+        ),
+    ],
+    "GradientMatchingLoss": [
+        Case("default", GradientMatchingLoss, two_gradients),
+        Case("mse", lambda: GradientMatchingLoss("mse"), two_gradients),
+        Case("cos", lambda: GradientMatchingLoss("cos"), two_gradients),
+        Case("mean", lambda: GradientMatchingLoss(reduction="mean"), two_gradients),
+    ],
+    "AdaptiveMixLoss": [
+        Case("default", AdaptiveMixLoss, mixtures),
+        Case("cosine", lambda: AdaptiveMixLoss("cosine"), mixtures),
+        Case("loud", lambda: AdaptiveMixLoss(noise_std=2.0), mixtures),
+    ],
+    "NodeCompactnessRegularizer": [
+        Case("half", lambda: NodeCompactnessRegularizer(0.5), ring),
+        Case("leaky", lambda: NodeCompactnessRegularizer(0.2, 0.25), ring),
+        Case("none", lambda: NodeCompactnessRegularizer(0.0), ring),
+    ],
+}

@@ -12,10 +12,15 @@ from lossary import (
     GlobalContrastiveLoss,
     HardContrastiveLoss,
     InfoNCELoss,
+    LabelConsistencyLoss,
+    LAFAlignmentLoss,
+    ModelBehaviorConsistencyLoss,
     NCELoss,
     NormalizedLogisticLoss,
     NTXentLoss,
+    OnlinePrototypeEquilibriumLoss,
     PairwiseRankNetLoss,
+    PrototypeRelationDistillationLoss,
     SigLIPLoss,
     SupConLoss,
     TCMLoss,
@@ -103,6 +108,25 @@ def makers():
     yield "RankNet", PairwiseRankNetLoss, ""
     for alpha in (None, 0.3):
         yield f"RankNet {alpha}", lambda a=alpha, **o: PairwiseRankNetLoss(2.0, a, **o), "hard"
+    for over in ("samples", "classes"):
+        yield (
+            f"distillation {over}",
+            lambda over=over, **o: PrototypeRelationDistillationLoss(0.3, over, **o),
+            f"prototypes {over}",
+        )
+    yield "online prototypes", lambda **o: OnlinePrototypeEquilibriumLoss(0.3, **o), "views"
+    for variance in (False, True):
+        yield (
+            f"behaviour {variance}",
+            lambda v=variance, **o: ModelBehaviorConsistencyLoss(v, False, **o),
+            "",
+        )
+    yield "label consistency", lambda **o: LabelConsistencyLoss(detach_reference=False, **o), ""
+    yield (
+        "forgetting",
+        lambda **o: LAFAlignmentLoss(0.3, **({"reduction": "mean"} | o)),
+        "forgotten",
+    )
     yield "NCE", lambda **o: NCELoss(None, True, **o).double(), "noise"
     yield "normaliser", lambda **o: CompositionalNLLLoss(0.3, **o).double(), "densities"
     yield "separation", lambda **o: FeatureSeparationLoss(0.3, **o), "labels"
@@ -121,15 +145,24 @@ def train(make, needs, rows, steps, weighted=False, **options):
         labels = torch.randint(5, (9,), generator=generator)
         weight = torch.rand(9, dtype=F64, generator=generator)
         queue = torch.randn(4, WIDTH, dtype=F64, generator=generator)
+        # Values are one per prototype, or one per row of all processes.
+        of_all = {"prototypes samples": weight[:4], "views": weight}
         a, b, index, labels, weight = (x[rows] for x in (a, b, index, labels, weight))
         more = {"index": (index,), "negatives": (queue,), "log_q": (3 * weight,)}.get(needs, ())
         inputs = (a @ model, labels) if needs == "labels" else (a @ model, b @ model, *more)
         inputs = (a @ model, labels, b @ model) if needs == "labels between" else inputs
         inputs = ((a @ model).sum(1), labels > 0) if needs == "binary" else inputs
         inputs = (*inputs, a * b @ model) if needs == "hard" else inputs
+        inputs = (*inputs, labels) if needs == "views" else inputs
+        if needs == "forgotten":
+            inputs = (inputs[0], b, a.flip(1) @ model, b.flip(1))
+        if needs.startswith("prototypes"):
+            # Those of all classes are on every process.
+            inputs = (inputs[0], b, queue @ model, queue)
         if needs in ("noise", "densities"):
             data, noise = (((x @ model).sum(1), x.sum(1)) for x in (a, b))
             inputs = (*(data if needs == "noise" else data[:1]), *noise)
+        weight = of_all.get(needs, weight)
         value = loss(*inputs, weight=weight if weighted else None)
         leaves = [model, *loss.parameters()]
         found += [value.detach(), *torch.autograd.grad(value, leaves)]

@@ -577,6 +577,16 @@ def lines(figure):
 
 #: More than one number goes in, or the samples of a batch together.
 NO_CURVE = (
+    "NodeCompactnessRegularizer",
+    "AdaptiveMixLoss",
+    "GradientMatchingLoss",
+    "LabelConsistencyLoss",
+    "LAFAlignmentLoss",
+    "LAFRepresentationUnlearningLoss",
+    "ModelBehaviorConsistencyLoss",
+    "OnlinePrototypeEquilibriumLoss",
+    "PrototypeRelationDistillationLoss",
+    "PrototypeTightnessLoss",
     "ADORELoss",
     "CompositionalNLLLoss",
     "NCELoss",

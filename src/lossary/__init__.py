@@ -68,6 +68,7 @@ from lossary.gradients import (
     perp_grad,
     perp_grad_,
 )
+from lossary.graph import NodeCompactnessRegularizer
 from lossary.imbalance import (
     AdaptiveFeatureScaling,
     BackdoorAdjustment,
@@ -123,7 +124,22 @@ from lossary.preference import (
     SRPOLoss,
     WPOWeighting,
 )
+from lossary.prototypes import (
+    OnlinePrototypeEquilibriumLoss,
+    PrototypePairSampling,
+    PrototypeRelationDistillationLoss,
+    PrototypeTightnessLoss,
+)
 from lossary.reference_free import CPOLoss, LogicPreferenceLoss, ORPOLoss, SimPOLoss
+from lossary.relations import (
+    AdaptiveMixLoss,
+    GradientMatchingLoss,
+    LabelConsistencyLoss,
+    LAFAlignmentLoss,
+    LAFRepresentationUnlearningLoss,
+    ModelBehaviorConsistencyLoss,
+    contrastive_targets,
+)
 from lossary.retrieval import ADORELoss, PairwiseRankNetLoss
 from lossary.reward import (
     BradleyTerryLoss,
@@ -194,6 +210,7 @@ __all__ = [
     "APOLoss",
     "ActivePassiveLoss",
     "AdaptiveFeatureScaling",
+    "AdaptiveMixLoss",
     "AggregateResponseLoss",
     "ArcFaceLoss",
     "AsymmetricExponentialLoss",
@@ -242,6 +259,7 @@ __all__ = [
     "GlobalContrastiveLoss",
     "GradAscentLoss",
     "GradDiffLoss",
+    "GradientMatchingLoss",
     "GradientSimilarityFocalLoss",
     "GuidedLossScaling",
     "HardContrastiveLoss",
@@ -253,8 +271,11 @@ __all__ = [
     "InfoNCELoss",
     "JensenShannonLoss",
     "KTOLoss",
+    "LAFAlignmentLoss",
+    "LAFRepresentationUnlearningLoss",
     "LDRKLLoss",
     "LDRLoss",
+    "LabelConsistencyLoss",
     "LabelSmoothingCrossEntropyLoss",
     "LinearLogits",
     "LinearPreferenceLoss",
@@ -266,6 +287,7 @@ __all__ = [
     "MartingaleLoss",
     "MixupNDCGLoss",
     "MixupRankingLoss",
+    "ModelBehaviorConsistencyLoss",
     "MulticlassMAELoss",
     "NCALoss",
     "NCELoss",
@@ -274,16 +296,21 @@ __all__ = [
     "NTXentLoss",
     "NashMDLoss",
     "NashMPLoss",
+    "NodeCompactnessRegularizer",
     "NormalizedCrossEntropyLoss",
     "NormalizedLogisticLoss",
     "OPIS",
     "ORPOLoss",
+    "OnlinePrototypeEquilibriumLoss",
     "P3OLoss",
     "PairwisePreferenceLoss",
     "PairwiseRankNetLoss",
     "PartialReturnPreferenceLoss",
     "PolyLoss",
     "Properties",
+    "PrototypePairSampling",
+    "PrototypeRelationDistillationLoss",
+    "PrototypeTightnessLoss",
     "PseudoHuberLoss",
     "RDPOLengthLoss",
     "RPOLoss",
@@ -333,6 +360,7 @@ __all__ = [
     "comp_sum_transform",
     "consistency_boundary",
     "consistency_rate",
+    "contrastive_targets",
     "filter_advantages",
     "global_normalizer",
     "gradient_dissimilarity",

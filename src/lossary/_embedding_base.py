@@ -9,6 +9,7 @@ from lossary import _distributed
 from lossary._base import Loss, LossOptions
 from lossary._checks import check_choice, check_device, check_embeddings, check_int, check_integers
 from lossary._numerics import normalized
+from lossary._softmax import readable
 
 
 class EmbeddingOptions(LossOptions, total=False):
@@ -123,3 +124,17 @@ def check_labels(labels: Any, rows: Tensor, name: str = "labels", of: str = "emb
             f"got {tuple(labels.shape)}"
         )
     check_device(name, labels, rows)
+
+
+def check_class_labels(labels: Any, rows: Tensor, num_classes: int) -> None:
+    """Raise an error unless these are classes of so many, one per row.
+
+    The values are looked at where that does not wait for a device.
+    """
+    check_labels(labels, rows, of="row")
+    if readable(labels):
+        wrong = (labels < 0) | (labels >= num_classes)
+        if bool(wrong.any()):
+            raise ValueError(
+                f"labels: expected classes in [0, {num_classes}), got {int(labels[wrong][0])}"
+            )

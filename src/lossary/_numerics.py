@@ -67,3 +67,28 @@ def normalized(x: Tensor) -> Tensor:
     x = x / torch.where(top > least, top, 1.0)
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / norm.clamp(min=least)
+
+
+def divergence_terms(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """Return terms >= 0, whose sum over a pair of distributions is KL(q || p).
+
+    They are p - q - q log(p/q), q (exp(d) - 1 - d) with d = log(p/q): where the two nearly agree,
+    q log(q/p) has terms of both signs that cancel.
+    """
+    d = log_p - log_q
+    near = d.abs() < 0.5
+    q = torch.exp(log_q)
+    return torch.where(
+        near, q * exp_remainder(torch.where(near, d, 0.0)), torch.exp(log_p) - q - q * d
+    )
+
+
+def one_minus_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Return 1 - cos of vectors along the last axis, also near 0, where it would cancel.
+
+    For unit vectors it is half the squared distance, which does not cancel; a vector of zeros has
+    cosine 0 with all others.
+    """
+    u, v = normalized(a), normalized(b)
+    short = torch.minimum(u.detach().square().sum(-1), v.detach().square().sum(-1)) < 0.99
+    return torch.where(short, 1.0 - (u * v).sum(-1), 0.5 * (u - v).square().sum(-1))
