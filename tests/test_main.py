@@ -575,6 +575,12 @@ def lines(figure):
 
 #: More than one number goes in, or the samples of a batch together.
 NO_CURVE = (
+    "ICNNLoss",
+    "MultiSimilarityLoss",
+    "NPairLoss",
+    "ProtoTripletLoss",
+    "ProxyAnchorLoss",
+    "TripletMarginLoss",
     "ADORELoss",
     "CompositionalNLLLoss",
     "NCELoss",

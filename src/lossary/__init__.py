@@ -54,6 +54,7 @@ from lossary.evidential import (
     TLCLoss,
 )
 from lossary.face import ArcFaceLoss, CosFaceLoss, UNPGLoss
+from lossary.few_shot import ICNNLoss, ProtoTripletLoss, class_means
 from lossary.global_contrastive import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss
 from lossary.gradients import perp_grad, perp_grad_
 from lossary.imbalance import (
@@ -81,6 +82,7 @@ from lossary.noisy_labels import (
     RobustLogLoss,
     SymmetricCrossEntropyLoss,
 )
+from lossary.pairs import MultiSimilarityLoss, NPairLoss, ProxyAnchorLoss, TripletMarginLoss
 from lossary.preference import (
     AOTLoss,
     APOLoss,
@@ -187,6 +189,7 @@ __all__ = [
     "HingePreferenceLoss",
     "IBPRobustCrossEntropyLoss",
     "IBPTightnessRegularizer",
+    "ICNNLoss",
     "INPOLoss",
     "IPOLoss",
     "InfoNCELoss",
@@ -202,9 +205,11 @@ __all__ = [
     "Loss",
     "MixupNDCGLoss",
     "MixupRankingLoss",
+    "MultiSimilarityLoss",
     "MulticlassMAELoss",
     "NCALoss",
     "NCELoss",
+    "NPairLoss",
     "NTXentLoss",
     "NashMDLoss",
     "NashMPLoss",
@@ -216,6 +221,8 @@ __all__ = [
     "PairwiseRankNetLoss",
     "PolyLoss",
     "Properties",
+    "ProtoTripletLoss",
+    "ProxyAnchorLoss",
     "PseudoHuberLoss",
     "RDPOLengthLoss",
     "RPOLoss",
@@ -240,6 +247,7 @@ __all__ = [
     "TCMLoss",
     "TLCLoss",
     "TaylorSoftmaxLoss",
+    "TripletMarginLoss",
     "TruncatedGCELoss",
     "TwoWayGlobalContrastiveLoss",
     "UNPGLoss",
@@ -248,6 +256,7 @@ __all__ = [
     "ZLoss",
     "adaptive_cauchy_scale",
     "adaptive_threshold",
+    "class_means",
     "comp_sum_conditional_minimum",
     "comp_sum_gamma",
     "comp_sum_transform",
