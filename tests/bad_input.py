@@ -757,7 +757,7 @@ def few_shot() -> tuple[Row, ...]:
         proto("prototypes", "one", ("at least 2", "got 1"), x, y * 0, p[:1]),
         proto("prototypes", "narrow", ("(C, 3)", "got (2, 2)"), x, y, p[:, :2]),
         proto("prototypes", "list", ("a tensor", "list"), x, y, p.tolist(), error=TypeError),
-        proto("prototype_labels", "twice", ("distinct", "[0, 0]"), x, y * 0, p, y[:2]),
+        proto("prototype_labels", "twice", ("2 distinct", "got 1"), x, y * 0, p, y[:2]),
         proto("prototype_labels", "long", ("per prototype", "got (4,)"), x, y, p, y),
         *labelled(ICNNLoss),
         *not_numbers(ICNNLoss, "eps"),

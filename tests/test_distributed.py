@@ -8,12 +8,17 @@ from lossary import (
     CompositionalNLLLoss,
     FeatureSeparationLoss,
     GlobalContrastiveLoss,
+    ICNNLoss,
     InfoNCELoss,
+    MultiSimilarityLoss,
     NCELoss,
     NormalizedLogisticLoss,
+    NPairLoss,
     NTXentLoss,
     PairwiseRankNetLoss,
+    ProxyAnchorLoss,
     TCMLoss,
+    TripletMarginLoss,
     TwoWayGlobalContrastiveLoss,
     UNPGLoss,
     _distributed,
@@ -28,7 +33,7 @@ BOUNDS = {2: ([0, 3, 9], [0, 9, 9]), 3: ([0, 2, 7, 9], [0, 4, 4, 9])}
 
 REMEMBERING = ("index", "densities")
 #: Parameters, whose gradients are compared.
-LEARNT = ("log_scale", "log_z", "weight_matrix")
+LEARNT = ("log_scale", "log_z", "weight_matrix", "proxies")
 
 
 def remembering(loss, **options):
@@ -38,6 +43,11 @@ def remembering(loss, **options):
 def with_directions(loss, **options):
     torch.manual_seed(0)
     return loss(3, WIDTH, scale=4.0, **options).double()
+
+
+def with_proxies(**options):
+    torch.manual_seed(0)
+    return ProxyAnchorLoss(3, WIDTH, alpha=4.0, **options).double()
 
 
 def makers():
@@ -69,6 +79,21 @@ def makers():
             lambda t=t, **o: TCMLoss(0.9, 0.1, 1.0, 2.0, tile_size=t, **o),
             "labels",
         )
+        yield f"N-pair {kind}", lambda t=t, **o: NPairLoss(0.3, tile_size=t, **o), ""
+        for eps in (None, 0.1):
+            yield (
+                f"multi-similarity {kind} {eps}",
+                lambda t=t, e=eps, **o: MultiSimilarityLoss(mining_eps=e, tile_size=t, **o),
+                "labels",
+            )
+    for mining in ("all", "hard", "semihard"):
+        yield (
+            f"triplets {mining}",
+            lambda m=mining, **o: TripletMarginLoss(0.5, m != "all", mining=m, **o),
+            "labels",
+        )
+    yield "proxies", lambda **o: with_proxies(**o), "classes"
+    yield "ICNN", lambda **o: ICNNLoss(2, 4, **o), "whole"
     yield "UNPG", lambda **o: with_directions(UNPGLoss, **o), "labels"
     yield "RankNet", PairwiseRankNetLoss, ""
     for alpha in (None, 0.3):
@@ -77,6 +102,10 @@ def makers():
     yield "normaliser", lambda **o: CompositionalNLLLoss(0.3, **o).double(), "densities"
     yield "separation", lambda **o: FeatureSeparationLoss(0.3, **o), "labels"
     yield "normalised logistic", NormalizedLogisticLoss, "binary"
+
+
+#: What takes labels: losses of rows, of classes, and of the batch as a whole.
+LABELLED = ("labels", "classes", "whole")
 
 
 def train(make, needs, rows, steps, weighted=False, **options):
@@ -93,12 +122,15 @@ def train(make, needs, rows, steps, weighted=False, **options):
         queue = torch.randn(4, WIDTH, dtype=F64, generator=generator)
         a, b, index, labels, weight = (x[rows] for x in (a, b, index, labels, weight))
         more = {"index": (index,), "negatives": (queue,)}.get(needs, ())
-        inputs = (a @ model, labels) if needs == "labels" else (a @ model, b @ model, *more)
+        inputs = (a @ model, labels) if needs in LABELLED else (a @ model, b @ model, *more)
         inputs = ((a @ model).sum(1), labels > 0) if needs == "binary" else inputs
         inputs = (*inputs, a * b @ model) if needs == "hard" else inputs
         if needs in ("noise", "densities"):
             data, noise = (((x @ model).sum(1), x.sum(1)) for x in (a, b))
             inputs = (*(data if needs == "noise" else data[:1]), *noise)
+        if needs == "classes":
+            weight = torch.tensor([0.5, 2.0, 1.0], dtype=F64)
+        weight = None if needs == "whole" else weight
         value = loss(*inputs, weight=weight if weighted else None)
         leaves = [model, *loss.parameters()]
         found += [value.detach(), *torch.autograd.grad(value, leaves)]

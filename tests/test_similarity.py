@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from lossary import (
     GlobalContrastiveLoss,
     InfoNCELoss,
+    MultiSimilarityLoss,
     NTXentLoss,
     TCMLoss,
     TwoWayGlobalContrastiveLoss,
@@ -396,6 +397,22 @@ def test_threshold_consistent_margins(seed, n, tile_size, margins):
         same(*losses, (z.requires_grad_(),), seed, labels)
 
 
+@given(
+    seeds, sizes, tile_sizes, st.sampled_from([None, 0.0, 0.1, 5.0]),
+    st.sampled_from([(2.0, 50.0), (40.0, 3.0)]),
+)  # fmt: skip
+def test_multi_similarity(seed, n, tile_size, eps, sharpness):
+    z = draw(n, 3, seed=seed)
+    labels = torch.randint(0, 3, (n,), generator=torch.Generator().manual_seed(seed))
+    for normalize in (True, False):
+        losses = pair(
+            lambda **o: MultiSimilarityLoss(*sharpness, 0.3, eps, **o),
+            tile_size,
+            normalize=normalize,
+        )
+        same(*losses, (z.requires_grad_(),), seed, labels)
+
+
 def test_two_indices_in_tiles():
     z = draw(2, 4, 3).requires_grad_()
     index, index2 = torch.tensor([0, 1, 2, 3]), torch.tensor([7, 6, 5, 4])
@@ -451,6 +468,7 @@ LOSSES = [
     NTXentLoss(tile_size=4),
     *(loss(9, 0.1, tile_size=4) for loss in GLOBAL),
     TCMLoss(tile_size=4),
+    MultiSimilarityLoss(mining_eps=0.1, tile_size=4),
 ]
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda x: type(x).__name__)
 
@@ -460,7 +478,7 @@ LABELS = torch.arange(9) % 3
 
 def inputs_of(loss, a, b):
     """What the loss takes of two batches of embeddings."""
-    if isinstance(loss, TCMLoss):
+    if isinstance(loss, TCMLoss | MultiSimilarityLoss):
         return a + b, LABELS
     return (a, b, torch.arange(9)) if isinstance(loss, GLOBAL) else (a, b)
 
@@ -565,11 +583,12 @@ def peak(call):
         (lambda t: GlobalContrastiveLoss(1024, tile_size=t), 1024),
         (lambda t: TwoWayGlobalContrastiveLoss(1024, tile_size=t), 1024),
         (lambda t: TCMLoss(tile_size=t), 1024),
+        (lambda t: MultiSimilarityLoss(tile_size=t), 1024),
     ],
 )
 def test_memory_far_below_the_matrix(make, rows):
     a, b = (x.float().requires_grad_() for x in draw(2, rows, 8))
-    if isinstance(make(None), TCMLoss):
+    if isinstance(make(None), TCMLoss | MultiSimilarityLoss):
         inputs = (torch.cat((a, b))[:1024], torch.arange(1024) % 50)
     else:
         inputs = (a, b, *((torch.arange(rows),) if isinstance(make(None), GLOBAL) else ()))
@@ -597,7 +616,13 @@ def test_memory_far_below_the_matrix(make, rows):
 
 @pytest.mark.parametrize(
     "make",
-    [InfoNCELoss, NTXentLoss, TCMLoss, *(lambda loss=loss, **o: loss(8, **o) for loss in GLOBAL)],
+    [
+        InfoNCELoss,
+        NTXentLoss,
+        TCMLoss,
+        MultiSimilarityLoss,
+        *(lambda loss=loss, **o: loss(8, **o) for loss in GLOBAL),
+    ],
 )
 @pytest.mark.parametrize(
     ("tile_size", "error", "says"),

@@ -152,7 +152,6 @@ def term_sums(
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-@torch.no_grad()
 def kth_largest(q: Tensor, k: Tensor, mask: Mask, kth: int, *, tile_size: int) -> Tensor:
     """Return the kth largest similarity of every row, -inf where fewer are left.
 
@@ -160,16 +159,8 @@ def kth_largest(q: Tensor, k: Tensor, mask: Mask, kth: int, *, tile_size: int) -
     of the other sweeps, to whose similarities the result will be compared.
     """
     _check_transforms(q, k, tile_size=tile_size)
-    q, k = q.detach(), k.detach()
-    out = q.new_full((len(q),), -math.inf)
-    if not out.numel() or kth > len(k):
-        return out
-    held = q.new_empty(min(len(q), tile_size), len(k))
-    for rows, columns, s, _ in _tiles(q, k, mask, _Plan(tile_size, False)):
-        part = held[: len(s)]
-        part[:, columns] = s
-        if columns.stop == len(k):
-            out[rows] = part.amax(1) if kth == 1 else part.kthvalue(len(k) + 1 - kth, 1).values
+    plan = _Plan(tile_size, False)
+    out: Tensor = _Largest.apply(q.detach(), k.detach(), mask, plan, kth)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -254,6 +245,18 @@ class _Sums(_FirstOrder):
     @staticmethod
     def forward(q: Tensor, k: Tensor, mask: Mask, plan: _Plan) -> tuple[Tensor, ...]:
         return (_tiled_sums if plan.terms is None else _tiled_terms)(q, k, mask, plan)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.plan = inputs[3]
+
+
+class _Largest(_FirstOrder):
+    """The kth largest of constants."""
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, mask: Mask, plan: _Plan, kth: int) -> Tensor:
+        return _tiled_largest(q, k, mask, plan, kth)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -402,6 +405,19 @@ def _tiled_sums(q: Tensor, k: Tensor, mask: Mask, plan: _Plan) -> tuple[Tensor, 
         least = torch.finfo(q.dtype).tiny
         return across.result(), across.moment / across.total.clamp(min=least)
     return (across.result(), down.result()) if plan.columns else (across.result(),)
+
+
+def _tiled_largest(q: Tensor, k: Tensor, mask: Mask, plan: _Plan, kth: int) -> Tensor:
+    out = q.new_full((len(q),), -math.inf)
+    if not out.numel() or kth > len(k):
+        return out
+    held = q.new_empty(min(len(q), plan.tile_size), len(k))
+    for rows, columns, s, _ in _tiles(q, k, mask, plan):
+        part = held[: len(s)]
+        part[:, columns] = s
+        if columns.stop == len(k):
+            out[rows] = part.amax(1) if kth == 1 else part.kthvalue(len(k) + 1 - kth, 1).values
+    return out
 
 
 def _tiled_terms(q: Tensor, k: Tensor, mask: Mask, plan: _Plan) -> tuple[Tensor, ...]:

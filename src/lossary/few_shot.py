@@ -91,7 +91,7 @@ class ProtoTripletLoss(Loss):
 
     Properties:
         Separable in the queries, whose prototypes are given. 0 <= l <= m + the distance of the own
-        prototype from the nearest other one. Unchanged when all are rotated or moved together.
+        prototype from the farthest other one. Unchanged when all are rotated or moved together.
         Not convex. Lipschitz constant 2 in the query.
 
     Limits:
@@ -157,10 +157,12 @@ class ProtoTripletLoss(Loss):
             of_prototypes = torch.arange(len(prototypes), device=queries.device)
         check_labels(of_prototypes, prototypes, "prototype_labels", "prototype")
         check_device("prototype_labels", of_prototypes, queries)
-        if readable(of_prototypes) and len(of_prototypes.unique()) < len(of_prototypes):
-            raise ValueError(
-                f"prototype_labels: expected distinct ones, got {of_prototypes.tolist()[:8]}"
-            )
+        if readable(of_prototypes):
+            distinct = len(torch.unique(of_prototypes))
+            if distinct < len(of_prototypes):
+                raise ValueError(
+                    f"prototype_labels: expected {len(of_prototypes)} distinct ones, got {distinct}"
+                )
         own = labels.unsqueeze(1) == of_prototypes
         if readable(own):
             without = ~own.any(1)
@@ -192,7 +194,7 @@ class ProtoTripletLoss(Loss):
                 )
             },
             limits=(("two prototypes", "a triplet loss"),),
-            unknown={"upper": "margin + the distance of the own prototype from the nearest other"},
+            unknown={"upper": "margin + the distance of the own prototype from another"},
             source="SuSana 2023",
         )
 
@@ -270,7 +272,7 @@ class ICNNLoss(EmbeddingLoss):
         >>> from lossary import ICNNLoss
         >>> embeddings = torch.tensor([[0.0], [0.1], [1.0], [1.2], [3.0], [3.3]])
         >>> ICNNLoss(k=2)(embeddings, torch.tensor([0, 0, 1, 1, 2, 2]))
-        tensor(0.4982)
+        tensor(0.4841)
     """
 
     def __init__(
