@@ -67,6 +67,7 @@ from lossary import (
     LogitAdjustmentLoss,
     LogitZRegularizer,
     Loss,
+    MetrixLoss,
     MixupNDCGLoss,
     MixupRankingLoss,
     MulticlassMAELoss,
@@ -728,6 +729,40 @@ def pairs() -> tuple[Row, ...]:
         proxies("labels", "short", ("(4,)", "got (3,)"), x, y[:3]),
         proxies("labels", "above", ("[0, 2)", "got 2"), x, y + 1),
         proxies("labels", "negative", ("[0, 2)", "got -1"), x, y - 1),
+    )
+
+
+def metrix() -> tuple[Row, ...]:
+    """What Metrix does not take."""
+    x, y, p = torch.eye(4, 3), torch.tensor([0, 0, 1, 1]), torch.eye(2, 3)
+
+    def called(
+        argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError, **o: Any
+    ) -> Row:
+        name = f"MetrixLoss_{argument}_{id}"
+        return Row(name, argument, says, error, MetrixLoss, o, (x, y, *inputs))
+
+    return (
+        *labelled(MetrixLoss),
+        *not_numbers(MetrixLoss, "mix_weight"),
+        *not_numbers(MetrixLoss, "beta_alpha"),
+        hyper(MetrixLoss, "base", "triplet", "'contrastive'", "'triplet'"),
+        hyper(MetrixLoss, "mix_weight", -0.1, "[0, inf)", "-0.1"),
+        hyper(MetrixLoss, "beta_alpha", 0.0, "(0, inf)", "0.0"),
+        hyper(MetrixLoss, "pairs", (), "'pos_neg'", "()"),
+        hyper(MetrixLoss, "pairs", "pos_neg", "'anchor_neg'", "'pos_neg'"),
+        hyper(MetrixLoss, "pairs", ("pos_pos",), "'anchor_neg'", "pos_pos"),
+        hyper(MetrixLoss, "pos_scale", 2.0, "None for base='contrastive'", "2.0"),
+        hyper(MetrixLoss, "neg_scale", 0.0, "(0, inf)", "0.0", base="binomial"),
+        hyper(MetrixLoss, "margin", 0.5, "None for base='nca'", "0.5", base="nca"),
+        hyper(MetrixLoss, "margin", INF, "(-inf, inf)", "inf"),
+        hyper(MetrixLoss, "normalize", 1.5, "True, False", "1.5"),
+        called("anchors", "none", ("proxies", "None"), base="proxy_anchor"),
+        called("anchors", "narrow", ("(A, 3)", "got (2, 2)"), p[:, :2]),
+        called("anchors", "int", ("floating", "int64"), p.long(), error=TypeError),
+        called("anchor_labels", "alone", ("without anchors",), None, y),
+        called("anchor_labels", "long", ("per anchor", "got (4,)"), p, y),
+        called("generator", "seed", ("torch.Generator", "int"), None, None, 7, error=TypeError),
     )
 
 
@@ -2167,6 +2202,7 @@ FAMILIES = (
     *metric_learning(),
     *pairs(),
     *few_shot(),
+    *metrix(),
     *calibration(),
     *evidential(),
     *imbalance(),

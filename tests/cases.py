@@ -65,6 +65,7 @@ from lossary import (
     LogitAdjustmentLoss,
     LogitZRegularizer,
     Loss,
+    MetrixLoss,
     MixupNDCGLoss,
     MixupRankingLoss,
     MulticlassMAELoss,
@@ -1272,6 +1273,13 @@ CASES |= {
             lambda: MultiSimilarityLoss(2.0, 3.0, normalize=False),
             labelled,
             FOR_OTHER_BATCHES,
+        ),
+    ],
+    "MetrixLoss": [
+        Case("clean", lambda: MetrixLoss(mix_weight=0.0), labelled),
+        *(
+            Case(base, lambda base=base: MetrixLoss(base, 0.0), labelled, FOR_OTHER_BATCHES)
+            for base in ("contrastive_distance", "multi_similarity", "binomial", "lifted", "nca")
         ),
     ],
     "NPairLoss": [

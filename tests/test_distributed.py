@@ -10,6 +10,7 @@ from lossary import (
     GlobalContrastiveLoss,
     ICNNLoss,
     InfoNCELoss,
+    MetrixLoss,
     MultiSimilarityLoss,
     NCELoss,
     NormalizedLogisticLoss,
@@ -92,6 +93,8 @@ def makers():
             lambda m=mining, **o: TripletMarginLoss(0.5, m != "all", mining=m, **o),
             "labels",
         )
+    for base in ("multi_similarity", "lifted"):
+        yield f"Metrix {base}", lambda b=base, **o: MetrixLoss(b, 0.0, **o), "labels"
     yield "proxies", lambda **o: with_proxies(**o), "classes"
     yield "ICNN", lambda **o: ICNNLoss(2, 4, **o), "whole"
     yield "UNPG", lambda **o: with_directions(UNPGLoss, **o), "labels"

@@ -575,6 +575,7 @@ def lines(figure):
 
 #: More than one number goes in, or the samples of a batch together.
 NO_CURVE = (
+    "MetrixLoss",
     "ICNNLoss",
     "MultiSimilarityLoss",
     "NPairLoss",

@@ -71,6 +71,7 @@ from lossary.imbalance import (
 )
 from lossary.ldr import ALDRKLLoss, CrammerSingerLoss, LDRKLLoss, LDRLoss, WestonWatkinsLoss
 from lossary.metric import OPIS, TCMLoss
+from lossary.metrix import MetrixLoss
 from lossary.noisy_labels import (
     ActivePassiveLoss,
     AsymmetricExponentialLoss,
@@ -203,6 +204,7 @@ __all__ = [
     "LogitAdjustmentLoss",
     "LogitZRegularizer",
     "Loss",
+    "MetrixLoss",
     "MixupNDCGLoss",
     "MixupRankingLoss",
     "MultiSimilarityLoss",
