@@ -66,7 +66,7 @@ class _Pairs(NamedTuple):
 class MetrixLoss(EmbeddingLoss):
     r"""Metrix: a pair-based loss, plus the same loss of mixed embeddings.
 
-    .. math:: L = \frac1A \sum_a \ell(a) + w\, \tilde\ell(a), \qquad
+    .. math:: L = \frac1A \sum_a \bigl(\ell(a) + w\, \ell'(a)\bigr), \qquad
               v = \frac{\lambda x + (1 - \lambda) x'}{\lVert \lambda x + (1 - \lambda) x' \rVert},
               \qquad y = \lambda
 

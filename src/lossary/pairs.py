@@ -488,13 +488,13 @@ def _in_parts(
 class ProxyAnchorLoss(EmbeddingLoss):
     r"""Proxy anchor: a learnt proxy per class, held against all embeddings of the batch.
 
-    .. math:: L = \frac{1}{|P^+|} \sum_{p \in P^+} \log\Bigl(1 + \sum_{x \in X_p}
-              e^{-\alpha (s(x, p) - \delta)}\Bigr) + \frac1C \sum_{p} \log\Bigl(1 +
-              \sum_{x \notin X_p} e^{\alpha (s(x, p) + \delta)}\Bigr)
+    .. math:: L = \frac{1}{n_+} \sum_{p \in P_+} \log\Bigl(1 + \sum_{y_i = p}
+              e^{-\alpha (s_{ip} - \delta)}\Bigr) + \frac1C \sum_{p} \log\Bigl(1 +
+              \sum_{y_i \ne p} e^{\alpha (s_{ip} + \delta)}\Bigr)
 
-    with X_p the embeddings of the class of proxy p and P^+ the classes in the batch. Proxies make
-    it converge fast and need no sampling; as anchors they weigh the embeddings of the batch by how
-    hard they are. For retrieval among up to some 10 000 training classes.
+    with s_ip the cosine of embedding i and proxy p, and P_+ the n_+ classes in the batch. Proxies
+    make it converge fast and need no sampling; as anchors they weigh the embeddings of the batch by
+    how hard they are. For retrieval among up to some 10 000 training classes.
 
     Args:
         num_classes: C >= 2.
@@ -508,7 +508,7 @@ class ProxyAnchorLoss(EmbeddingLoss):
 
     Shape:
         embeddings (N, D), of any length; labels (N,), integers in [0, C). Values (C,), one per
-        proxy: C/|P^+| times the positive part plus the negative one, so that their mean is L;
+        proxy: C/n_+ times the positive part plus the negative one, so that their mean is L;
         ``weight`` is one per proxy too. Dense, C x N cosines. The parameter ``proxies`` (C, D)
         holds a direction per class; give it to the optimiser together with the network's
         parameters, usually at a learning rate 100 times theirs.
