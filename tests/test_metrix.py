@@ -12,6 +12,8 @@ from scipy.stats import beta
 from lossary import MetrixLoss, MultiSimilarityLoss, ProxyAnchorLoss
 from test_pairs import close, draw, of_anchor, units, with_proxies
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
 F64 = torch.float64
 seeds = st.integers(0, 10**6)
 #: rho+, rho-, and what is made of the sums, at scales 3 and 5 and margin 0.3.
@@ -294,3 +296,15 @@ def test_what_the_parts_refuse():
         loss.mixed(x, index[0], index, index[0], lam)
     with pytest.raises(TypeError, match="positive_index: expected integers"):
         loss.mixed(x, index[0], lam, index, lam)
+
+
+@pytest.mark.parametrize("base", sorted(MEMBERS))
+@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2]])
+def test_anchors_without_a_kind_of_pair_have_forward_derivatives(base, labels):
+    y = torch.tensor(labels)
+    x, along = draw(3)[0], draw(3, seed=1)[0]
+    loss = MetrixLoss(base, 0.0)
+    _, slope = torch.func.jvp(lambda x: loss(x, y), (x,), (along,))
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf, y), leaf)
+    close(slope, (gradient * along).sum())

@@ -20,6 +20,8 @@ from lossary import (
     pairs,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
 F64 = torch.float64
 seeds = st.integers(0, 10**6)
 
@@ -305,7 +307,8 @@ def test_few_triplets_are_held(monkeypatch):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         TripletMarginLoss(smooth=True, swap=True)(x, y)
-    assert max(held) <= 64 * 64
+    # Some matrices, and none of the triplets.
+    assert sum(held) < 64**3 / 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
@@ -317,6 +320,18 @@ def test_rows_that_agree_are_at_no_distance_and_have_no_slope(dtype):
         value = TripletMarginLoss(0.5, mining=mining)(x, torch.tensor([0, 0, 1, 2]))
         (gradient,) = torch.autograd.grad(value, x)
         close(value.double(), 0.5, rtol=1e-6)
+        assert float(gradient.abs().max()) < 10.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_rows_nearer_than_rounding_have_no_slope(dtype):
+    # A slope of 1/d would blow up what the sums over the other rows have lost.
+    near = torch.finfo(dtype).eps ** 2
+    x = torch.tensor([[0.3, 0.7, 0], [0.3, 0.7, near], [0.5, -0.2, 0.9], [0.1, 0.6, 0.4]])
+    x = x.to(dtype).requires_grad_()
+    for y in ([0, 0, 1, 1], [0, 1, 0, 1]):
+        loss = TripletMarginLoss(5.0, normalize=False, average="all")
+        (gradient,) = torch.autograd.grad(loss(x, torch.tensor(y)), x)
         assert float(gradient.abs().max()) < 10.0
 
 
@@ -432,3 +447,20 @@ def test_proxy_anchors_at_a_sharpness_where_the_exponentials_overflow():
     close(value.detach().double(), 200 * 0.1 + 200 * 1.1, rtol=1e-5)
     (gradient,) = torch.autograd.grad(value, x)
     assert bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2]])
+def test_anchors_without_a_kind_of_pair_have_forward_derivatives(labels):
+    y = torch.tensor(labels)
+    x, along = draw(3)[0], draw(3, seed=1)[0]
+    proxies = with_proxies(3, 3)
+    for loss in (
+        MultiSimilarityLoss(),
+        TripletMarginLoss(),
+        TripletMarginLoss(mining="hard"),
+        proxies,
+    ):
+        _, slope = torch.func.jvp(lambda x, loss=loss: loss(x, y), (x,), (along,))
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf, y), leaf)
+        close(slope.detach(), (gradient * along).sum())
