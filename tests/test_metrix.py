@@ -309,3 +309,12 @@ def test_anchors_without_a_kind_of_pair_have_forward_derivatives(base, labels):
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(leaf, y), leaf)
     close(slope, (gradient * along).sum())
+
+
+def test_embeddings_that_agree_are_at_distance_zero_without_a_slope():
+    s = torch.tensor([[1.0, 1.0]], dtype=F64, requires_grad=True)
+    y, mask = torch.tensor([[1.0, 0.0]], dtype=F64), torch.ones(1, 2, dtype=torch.bool)
+    value = made("contrastive_distance").generic(s, y, mask)
+    (gradient,) = torch.autograd.grad(value.sum(), s)
+    close(value[0].detach(), 0.3)
+    assert not gradient.any()
