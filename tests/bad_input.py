@@ -67,6 +67,7 @@ from lossary import (
     HingePreferenceLoss,
     IBPRobustCrossEntropyLoss,
     IBPTightnessRegularizer,
+    ICNNLoss,
     InfoNCELoss,
     INPOLoss,
     IPOLoss,
@@ -85,10 +86,12 @@ from lossary import (
     LogitZRegularizer,
     Loss,
     MartingaleLoss,
+    MetrixLoss,
     MixupNDCGLoss,
     MixupRankingLoss,
     ModelBehaviorConsistencyLoss,
     MulticlassMAELoss,
+    MultiSimilarityLoss,
     NashMDLoss,
     NashMPLoss,
     NCALoss,
@@ -96,6 +99,7 @@ from lossary import (
     NFTLoss,
     NodeCompactnessRegularizer,
     NormalizedLogisticLoss,
+    NPairLoss,
     NPOLoss,
     NTXentLoss,
     OnlinePrototypeEquilibriumLoss,
@@ -104,9 +108,11 @@ from lossary import (
     PairwiseRankNetLoss,
     PartialReturnPreferenceLoss,
     PolyLoss,
+    ProtoTripletLoss,
     PrototypePairSampling,
     PrototypeRelationDistillationLoss,
     PrototypeTightnessLoss,
+    ProxyAnchorLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
     RegretLoss,
@@ -137,6 +143,7 @@ from lossary import (
     TCMLoss,
     TieAwareBradleyTerryLoss,
     TLCLoss,
+    TripletMarginLoss,
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
     UNPGLoss,
@@ -958,6 +965,166 @@ def further_contrastive() -> tuple[Row, ...]:
         called(supcon, "embeddings2", "int", ("floating", "int64"), x, labels, y.long(),
                error=TypeError),
     )  # fmt: skip
+
+
+def labelled(loss: type[Loss]) -> tuple[Row, ...]:
+    """What no loss of embeddings and labels takes."""
+    x, y = torch.eye(4, 3), torch.tensor([0, 0, 1, 1])
+
+    def called(
+        argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError
+    ) -> Row:
+        return Row(f"{loss.__name__}_{argument}_{id}", argument, says, error, loss, {}, inputs)
+
+    return (
+        hyper(loss, "gather", None, "'auto'", "None"),
+        hyper(loss, "process_group", 0, "group or None", "int", error=TypeError),
+        called("embeddings", "flat", ("(N, D)", "got (3,)"), x[0], y[0]),
+        called("embeddings", "int", ("floating", "int64"), x.long(), y, error=TypeError),
+        called("labels", "float", ("integers", "float32"), x, y.float(), error=TypeError),
+        called("labels", "bool", ("integers", "bool"), x, y > 0, error=TypeError),
+        called("labels", "list", ("a tensor", "list"), x, y.tolist(), error=TypeError),
+        called("labels", "short", ("(4,)", "got (3,)"), x, y[:3]),
+        called("labels", "column", ("(4,)", "got (4, 1)"), x, y[:, None]),
+    )
+
+
+def pairs() -> tuple[Row, ...]:
+    """What the losses of pairs, triplets and proxies do not take."""
+    x, y, size = torch.eye(4, 3), torch.tensor([0, 0, 1, 1]), {"num_classes": 2, "embedding_dim": 3}
+
+    def number(argument: str, value: Any, *says: str, error=ValueError, **options: Any) -> Row:
+        options = {**size, **options}
+        options.pop(argument, None)
+        return hyper(ProxyAnchorLoss, argument, value, *says, error=error, **options)
+
+    def proxies(
+        argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError
+    ) -> Row:
+        name = f"ProxyAnchorLoss_{argument}_{id}"
+        return Row(name, argument, says, error, ProxyAnchorLoss, size, inputs)
+
+    def twos(argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError) -> Row:
+        return Row(f"NPairLoss_{argument}_{id}", argument, says, error, NPairLoss, {}, inputs)
+
+    return (
+        *labelled(MultiSimilarityLoss),
+        *(row for n in ("alpha", "beta", "base") for row in not_numbers(MultiSimilarityLoss, n)),
+        hyper(MultiSimilarityLoss, "alpha", 0.0, "(0, inf)", "0.0"),
+        hyper(MultiSimilarityLoss, "beta", INF, "(0, inf)", "inf"),
+        hyper(MultiSimilarityLoss, "base", NAN, "(-inf, inf)", "nan"),
+        hyper(MultiSimilarityLoss, "mining_eps", -0.1, "[0, inf)", "-0.1"),
+        hyper(MultiSimilarityLoss, "mining_eps", True, "a number", "bool", error=TypeError),
+        hyper(MultiSimilarityLoss, "normalize", 1.5, "True, False", "1.5"),
+        hyper(MultiSimilarityLoss, "tile_size", 0, "at least 1", "0"),
+        *not_numbers(NPairLoss, "l2_reg"),
+        hyper(NPairLoss, "l2_reg", -1.0, "[0, inf)", "-1.0"),
+        hyper(NPairLoss, "normalize", None, "True, False", "None"),
+        hyper(NPairLoss, "tile_size", 2.0, "an int", "float", error=TypeError),
+        twos("anchors", "list", ("a tensor", "list"), x.tolist(), x, error=TypeError),
+        twos("anchors", "flat", ("(N, D)", "got (3,)"), x[0], x[0]),
+        twos("positives", "int", ("floating", "int64"), x, x.long(), error=TypeError),
+        twos("positives", "rows", ("of anchors, (4, 3)", "got (1, 3)"), x, x[:1]),
+        *labelled(TripletMarginLoss),
+        *not_numbers(TripletMarginLoss, "margin"),
+        hyper(TripletMarginLoss, "margin", -0.1, "[0, inf)", "-0.1"),
+        hyper(TripletMarginLoss, "margin", INF, "[0, inf)", "inf"),
+        hyper(TripletMarginLoss, "swap", 2, "True, False", "2"),
+        hyper(TripletMarginLoss, "smooth", None, "True, False", "None"),
+        hyper(TripletMarginLoss, "mining", "easy", "'semihard'", "'easy'"),
+        hyper(TripletMarginLoss, "average", "mean", "'nonzero'", "'mean'"),
+        hyper(TripletMarginLoss, "normalize", "yes", "True, False", "'yes'"),
+        number("num_classes", 1, "at least 2", "1"),
+        number("num_classes", 2.0, "an int", "float", error=TypeError),
+        number("embedding_dim", 0, "at least 1", "0"),
+        *not_numbers(ProxyAnchorLoss, "margin", **size),
+        *not_numbers(ProxyAnchorLoss, "alpha", **size),
+        number("margin", INF, "(-inf, inf)", "inf"),
+        number("alpha", 0.0, "(0, inf)", "0.0"),
+        number("gather", None, "'auto'", "None"),
+        proxies("embeddings", "narrow", ("(N, 3)", "got (4, 2)"), x[:, :2], y),
+        proxies("embeddings", "int", ("floating", "int64"), x.long(), y, error=TypeError),
+        proxies("labels", "float", ("integers", "float32"), x, y.float(), error=TypeError),
+        proxies("labels", "short", ("(4,)", "got (3,)"), x, y[:3]),
+        proxies("labels", "above", ("[0, 2)", "got 2"), x, y + 1),
+        proxies("labels", "negative", ("[0, 2)", "got -1"), x, y - 1),
+    )
+
+
+def metrix() -> tuple[Row, ...]:
+    """What Metrix does not take."""
+    x, y, p = torch.eye(4, 3), torch.tensor([0, 0, 1, 1]), torch.eye(2, 3)
+
+    def called(
+        argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError, **o: Any
+    ) -> Row:
+        name = f"MetrixLoss_{argument}_{id}"
+        return Row(name, argument, says, error, MetrixLoss, o, (x, y, *inputs))
+
+    return (
+        *labelled(MetrixLoss),
+        *not_numbers(MetrixLoss, "mix_weight"),
+        *not_numbers(MetrixLoss, "beta_alpha"),
+        hyper(MetrixLoss, "base", "triplet", "'contrastive'", "'triplet'"),
+        hyper(MetrixLoss, "mix_weight", -0.1, "[0, inf)", "-0.1"),
+        hyper(MetrixLoss, "beta_alpha", 0.0, "(0, inf)", "0.0"),
+        hyper(MetrixLoss, "pairs", (), "'pos_neg'", "()"),
+        hyper(MetrixLoss, "pairs", "pos_neg", "'anchor_neg'", "'pos_neg'"),
+        hyper(MetrixLoss, "pairs", ("pos_pos",), "'anchor_neg'", "pos_pos"),
+        hyper(MetrixLoss, "pos_scale", 2.0, "None for base='contrastive'", "2.0"),
+        hyper(MetrixLoss, "neg_scale", 0.0, "(0, inf)", "0.0", base="binomial"),
+        hyper(MetrixLoss, "margin", 0.5, "None for base='nca'", "0.5", base="nca"),
+        hyper(MetrixLoss, "margin", INF, "(-inf, inf)", "inf"),
+        hyper(MetrixLoss, "normalize", 1.5, "True, False", "1.5"),
+        called("anchors", "none", ("proxies", "None"), base="proxy_anchor"),
+        called("anchors", "narrow", ("(A, 3)", "got (2, 2)"), p[:, :2]),
+        called("anchors", "int", ("floating", "int64"), p.long(), error=TypeError),
+        called("anchor_labels", "alone", ("without anchors",), None, y),
+        called("anchor_labels", "long", ("per anchor", "got (4,)"), p, y),
+        called("generator", "seed", ("torch.Generator", "int"), None, None, 7, error=TypeError),
+    )
+
+
+def few_shot() -> tuple[Row, ...]:
+    """What the losses of few-shot episodes do not take."""
+    x, y, p = torch.eye(4, 3), torch.tensor([0, 0, 1, 1]), torch.eye(2, 3)
+
+    def proto(argument: str, id: str, says: tuple[str, ...], *inputs: Any, error=ValueError) -> Row:
+        name = f"ProtoTripletLoss_{argument}_{id}"
+        return Row(name, argument, says, error, ProtoTripletLoss, {}, inputs)
+
+    def icnn(id: str, argument: str, says: tuple[str, ...], rows: int, **options: Any) -> Row:
+        inputs = (x[:rows], y[:rows])
+        return Row(f"ICNNLoss_{id}", argument, says, ValueError, ICNNLoss, options, inputs)
+
+    return (
+        *not_numbers(ProtoTripletLoss, "margin"),
+        *not_numbers(ProtoTripletLoss, "eps"),
+        hyper(ProtoTripletLoss, "margin", 0.0, "(0, inf)", "0.0"),
+        hyper(ProtoTripletLoss, "eps", 0.0, "(0, inf)", "0.0"),
+        proto("queries", "flat", ("(N, D)", "got (3,)"), x[0], y[0], p),
+        proto("queries", "int", ("floating", "int64"), x.long(), y, p, error=TypeError),
+        proto("query_labels", "short", ("per query", "got (3,)"), x, y[:3], p),
+        proto("query_labels", "float", ("integers", "float32"), x, y.float(), p, error=TypeError),
+        proto("query_labels", "without", ("labels of prototypes", "got 2"), x, y + 1, p),
+        proto("query_labels", "named", ("labels of prototypes", "got 0"), x, y, p, y[1:3] + 1),
+        proto("prototypes", "one", ("at least 2", "got 1"), x, y * 0, p[:1]),
+        proto("prototypes", "narrow", ("(C, 3)", "got (2, 2)"), x, y, p[:, :2]),
+        proto("prototypes", "list", ("a tensor", "list"), x, y, p.tolist(), error=TypeError),
+        proto("prototype_labels", "twice", ("2 distinct", "got 1"), x, y * 0, p, y[:2]),
+        proto("prototype_labels", "long", ("per prototype", "got (4,)"), x, y, p, y),
+        *labelled(ICNNLoss),
+        *not_numbers(ICNNLoss, "eps"),
+        *not_numbers(ICNNLoss, "score_eps"),
+        hyper(ICNNLoss, "k", 0, "at least 1", "0"),
+        hyper(ICNNLoss, "k", 2.0, "an int", "float", error=TypeError),
+        hyper(ICNNLoss, "neighbours", 3, "at least 4", "3"),
+        hyper(ICNNLoss, "neighbours", 5.0, "an int", "float", error=TypeError),
+        hyper(ICNNLoss, "eps", 0.0, "(0, inf)", "0.0"),
+        hyper(ICNNLoss, "score_eps", -1.0, "(0, inf)", "-1.0"),
+        icnn("two_rows", "embeddings", ("at least 3 rows", "got 2"), 2),
+        icnn("far", "neighbours", ("less than the 4 rows", "got 4"), 4, neighbours=4),
+    )
 
 
 def info_nce() -> tuple[Row, ...]:
@@ -2779,6 +2946,9 @@ FAMILIES = (
     *graphs(),
     *relations(),
     *prototypes(),
+    *pairs(),
+    *few_shot(),
+    *metrix(),
     *calibration(),
     *evidential(),
     *imbalance(),

@@ -66,6 +66,7 @@ from lossary import (
     HingePreferenceLoss,
     IBPRobustCrossEntropyLoss,
     IBPTightnessRegularizer,
+    ICNNLoss,
     InfoNCELoss,
     INPOLoss,
     IPOLoss,
@@ -83,10 +84,12 @@ from lossary import (
     LogitZRegularizer,
     Loss,
     MartingaleLoss,
+    MetrixLoss,
     MixupNDCGLoss,
     MixupRankingLoss,
     ModelBehaviorConsistencyLoss,
     MulticlassMAELoss,
+    MultiSimilarityLoss,
     NashMDLoss,
     NashMPLoss,
     NCALoss,
@@ -95,6 +98,7 @@ from lossary import (
     NodeCompactnessRegularizer,
     NormalizedCrossEntropyLoss,
     NormalizedLogisticLoss,
+    NPairLoss,
     NPOLoss,
     NTXentLoss,
     OnlinePrototypeEquilibriumLoss,
@@ -103,8 +107,10 @@ from lossary import (
     PairwiseRankNetLoss,
     PartialReturnPreferenceLoss,
     PolyLoss,
+    ProtoTripletLoss,
     PrototypeRelationDistillationLoss,
     PrototypeTightnessLoss,
+    ProxyAnchorLoss,
     PseudoHuberLoss,
     RDPOLengthLoss,
     RegretLoss,
@@ -137,6 +143,7 @@ from lossary import (
     TCMLoss,
     TieAwareBradleyTerryLoss,
     TLCLoss,
+    TripletMarginLoss,
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
     UNPGLoss,
@@ -2283,5 +2290,74 @@ CASES |= {
         Case("half", lambda: NodeCompactnessRegularizer(0.5), ring),
         Case("leaky", lambda: NodeCompactnessRegularizer(0.2, 0.25), ring),
         Case("none", lambda: NodeCompactnessRegularizer(0.0), ring),
+    ],
+}
+
+
+def with_proxies(*arguments):
+    """Make a proxy-anchor loss with the same proxies every time."""
+    return with_directions(ProxyAnchorLoss, *arguments)
+
+
+def queried(n, dtype, generator):
+    """Queries of three classes, and the prototypes of those."""
+    queries = torch.randn(n, 3, dtype=dtype, generator=generator)
+    return queries, torch.arange(n) % 3, torch.randn(3, 3, dtype=dtype, generator=generator)
+
+
+SHARED_PROTOTYPES = {"normalizer": "micro-batches share the prototypes, whose gradients add up"}
+
+
+CASES |= {
+    "MultiSimilarityLoss": [
+        Case("default", MultiSimilarityLoss, labelled, FOR_OTHER_BATCHES),
+        Case("mined", lambda: MultiSimilarityLoss(3.0, 4.0, 0.2, 0.1), labelled, FOR_OTHER_BATCHES),
+        Case(
+            "inner product",
+            lambda: MultiSimilarityLoss(2.0, 3.0, normalize=False),
+            labelled,
+            FOR_OTHER_BATCHES,
+        ),
+    ],
+    "MetrixLoss": [
+        Case("clean", lambda: MetrixLoss(mix_weight=0.0), labelled),
+        *(
+            Case(base, lambda base=base: MetrixLoss(base, 0.0), labelled, FOR_OTHER_BATCHES)
+            for base in ("contrastive_distance", "multi_similarity", "binomial", "lifted", "nca")
+        ),
+    ],
+    "NPairLoss": [
+        Case("default", NPairLoss, views),
+        Case("held", lambda: NPairLoss(0.3), views, FOR_OTHER_BATCHES),
+        Case("cosine", lambda: NPairLoss(normalize=True), views, FOR_OTHER_BATCHES),
+    ],
+    "TripletMarginLoss": [
+        Case("default", TripletMarginLoss, labelled),
+        *(
+            Case(
+                f"{mining} {average} swap={swap} smooth={smooth}",
+                lambda m=mining, a=average, w=swap, s=smooth: TripletMarginLoss(0.3, w, s, m, a),
+                labelled,
+                FOR_OTHER_BATCHES,
+            )
+            for mining in ("all", "hard", "semihard")
+            for average in ("nonzero", "all")
+            for swap in (False, True)
+            for smooth in (False, True)
+        ),
+        Case("plain", lambda: TripletMarginLoss(1.0, normalize=False), labelled),
+    ],
+    "ProxyAnchorLoss": [
+        Case("default", with_proxies(0.1, 4.0), labelled, FOR_OTHER_BATCHES),
+        Case("published", with_proxies(), labelled, FOR_OTHER_BATCHES),
+    ],
+    "ProtoTripletLoss": [
+        Case("default", ProtoTripletLoss, queried, SHARED_PROTOTYPES),
+        Case("wide", lambda: ProtoTripletLoss(2.0, 0.1), queried, SHARED_PROTOTYPES),
+    ],
+    "ICNNLoss": [
+        Case("default", lambda: ICNNLoss(1), labelled, FOR_OTHER_BATCHES),
+        Case("few", ICNNLoss, labelled, FOR_OTHER_BATCHES),
+        Case("neighbours", lambda: ICNNLoss(1, 3), labelled, FOR_OTHER_BATCHES),
     ],
 }

@@ -11,19 +11,25 @@ from lossary import (
     FeatureSeparationLoss,
     GlobalContrastiveLoss,
     HardContrastiveLoss,
+    ICNNLoss,
     InfoNCELoss,
     LabelConsistencyLoss,
     LAFAlignmentLoss,
+    MetrixLoss,
     ModelBehaviorConsistencyLoss,
+    MultiSimilarityLoss,
     NCELoss,
     NormalizedLogisticLoss,
+    NPairLoss,
     NTXentLoss,
     OnlinePrototypeEquilibriumLoss,
     PairwiseRankNetLoss,
     PrototypeRelationDistillationLoss,
+    ProxyAnchorLoss,
     SigLIPLoss,
     SupConLoss,
     TCMLoss,
+    TripletMarginLoss,
     TwoWayGlobalContrastiveLoss,
     UNPGLoss,
     _distributed,
@@ -38,7 +44,7 @@ BOUNDS = {2: ([0, 3, 9], [0, 9, 9]), 3: ([0, 2, 7, 9], [0, 4, 4, 9])}
 
 REMEMBERING = ("index", "densities")
 #: Parameters, whose gradients are compared.
-LEARNT = ("log_scale", "bias", "log_z", "weight_matrix")
+LEARNT = ("log_scale", "bias", "log_z", "weight_matrix", "proxies")
 
 
 def remembering(loss, **options):
@@ -48,6 +54,11 @@ def remembering(loss, **options):
 def with_directions(loss, **options):
     torch.manual_seed(0)
     return loss(5, WIDTH, scale=4.0, **options).double()
+
+
+def with_proxies(**options):
+    torch.manual_seed(0)
+    return ProxyAnchorLoss(5, WIDTH, alpha=4.0, **options).double()
 
 
 def makers():
@@ -102,8 +113,25 @@ def makers():
             lambda t=t, **o: SupConLoss(0.3, tile_size=t, **o),
             "labels between",
         )
+        yield f"N-pair {kind}", lambda t=t, **o: NPairLoss(0.3, tile_size=t, **o), ""
+        for eps in (None, 0.1):
+            yield (
+                f"multi-similarity {kind} {eps}",
+                lambda t=t, e=eps, **o: MultiSimilarityLoss(mining_eps=e, tile_size=t, **o),
+                "labels",
+            )
     yield "SupCon, in", lambda **o: SupConLoss(0.3, variant="in", tile_size=2, **o), "labels"
     yield "SupCon, in, dense", lambda **o: SupConLoss(0.3, variant="in", **o), "labels"
+    for mining in ("all", "hard", "semihard"):
+        yield (
+            f"triplets {mining}",
+            lambda m=mining, **o: TripletMarginLoss(0.5, m != "all", mining=m, **o),
+            "labels",
+        )
+    for base in ("multi_similarity", "lifted"):
+        yield f"Metrix {base}", lambda b=base, **o: MetrixLoss(b, 0.0, **o), "labels"
+    yield "proxies", lambda **o: with_proxies(**o), "classes"
+    yield "ICNN", lambda **o: ICNNLoss(2, 4, **o), "whole"
     yield "UNPG", lambda **o: with_directions(UNPGLoss, **o), "labels"
     yield "RankNet", PairwiseRankNetLoss, ""
     for alpha in (None, 0.3):
@@ -133,6 +161,10 @@ def makers():
     yield "normalised logistic", NormalizedLogisticLoss, "binary"
 
 
+#: What takes labels: losses of rows, of classes, and of the batch as a whole.
+LABELLED = ("labels", "classes", "whole")
+
+
 def train(make, needs, rows, steps, weighted=False, **options):
     """Return the gradients of some steps, and what is remembered, with the given rows."""
     loss = make(**options)
@@ -149,7 +181,7 @@ def train(make, needs, rows, steps, weighted=False, **options):
         of_all = {"prototypes samples": weight[:4], "views": weight}
         a, b, index, labels, weight = (x[rows] for x in (a, b, index, labels, weight))
         more = {"index": (index,), "negatives": (queue,), "log_q": (3 * weight,)}.get(needs, ())
-        inputs = (a @ model, labels) if needs == "labels" else (a @ model, b @ model, *more)
+        inputs = (a @ model, labels) if needs in LABELLED else (a @ model, b @ model, *more)
         inputs = (a @ model, labels, b @ model) if needs == "labels between" else inputs
         inputs = ((a @ model).sum(1), labels > 0) if needs == "binary" else inputs
         inputs = (*inputs, a * b @ model) if needs == "hard" else inputs
@@ -163,6 +195,9 @@ def train(make, needs, rows, steps, weighted=False, **options):
             data, noise = (((x @ model).sum(1), x.sum(1)) for x in (a, b))
             inputs = (*(data if needs == "noise" else data[:1]), *noise)
         weight = of_all.get(needs, weight)
+        if needs == "classes":
+            weight = torch.tensor([0.5, 2.0, 1.0, 0.7, 1.3], dtype=F64)
+        weight = None if needs == "whole" else weight
         value = loss(*inputs, weight=weight if weighted else None)
         leaves = [model, *loss.parameters()]
         found += [value.detach(), *torch.autograd.grad(value, leaves)]

@@ -16,6 +16,7 @@ from lossary import (
     GlobalContrastiveLoss,
     HardContrastiveLoss,
     InfoNCELoss,
+    MultiSimilarityLoss,
     NTXentLoss,
     SigLIPLoss,
     SupConLoss,
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
 F64 = torch.float64
 GLOBAL = (GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss)
-LABELLED = (TCMLoss, SupConLoss)
+LABELLED = (TCMLoss, SupConLoss, MultiSimilarityLoss)
 LOWEST = torch.finfo(F64).min
 seeds = st.integers(0, 10**6)
 sizes = st.integers(0, 7)
@@ -489,6 +490,22 @@ def test_feature_separation():
     same(*pair(lambda **o: FeatureSeparationLoss(0.2, **o), 3), (z,), 0, torch.arange(7) % 4)
 
 
+@given(
+    seeds, sizes, tile_sizes, st.sampled_from([None, 0.0, 0.1, 5.0]),
+    st.sampled_from([(2.0, 50.0), (40.0, 3.0)]),
+)  # fmt: skip
+def test_multi_similarity(seed, n, tile_size, eps, sharpness):
+    z = draw(n, 3, seed=seed)
+    labels = torch.randint(0, 3, (n,), generator=torch.Generator().manual_seed(seed))
+    for normalize in (True, False):
+        losses = pair(
+            lambda **o: MultiSimilarityLoss(*sharpness, 0.3, eps, **o),
+            tile_size,
+            normalize=normalize,
+        )
+        same(*losses, (z.requires_grad_(),), seed, labels)
+
+
 def test_two_indices_in_tiles():
     z = draw(2, 4, 3).requires_grad_()
     index, index2 = torch.tensor([0, 1, 2, 3]), torch.tensor([7, 6, 5, 4])
@@ -551,6 +568,7 @@ LOSSES = [
     SigLIPLoss(tile_size=4),
     SupConLoss(tile_size=4),
     pytest.param(SupConLoss(variant="in", tile_size=4), marks=pytest.mark.wide),
+    MultiSimilarityLoss(mining_eps=0.1, tile_size=4),
 ]
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda x: type(x).__name__)
 
@@ -671,6 +689,7 @@ def peak(call):
         (lambda t: SigLIPLoss(tile_size=t), 1024),
         (lambda t: SupConLoss(tile_size=t), 1024),
         pytest.param(lambda t: SupConLoss(variant="in", tile_size=t), 1024, marks=pytest.mark.wide),
+        (lambda t: MultiSimilarityLoss(tile_size=t), 1024),
     ],
 )
 def test_memory_far_below_the_matrix(make, rows):
@@ -708,6 +727,7 @@ def test_memory_far_below_the_matrix(make, rows):
         SigLIPLoss,
         SupConLoss,
         TCMLoss,
+        MultiSimilarityLoss,
         *(lambda loss=loss, **o: loss(8, **o) for loss in GLOBAL),
     ],
 )

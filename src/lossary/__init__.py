@@ -61,6 +61,7 @@ from lossary.evidential import (
     TLCLoss,
 )
 from lossary.face import ArcFaceLoss, CosFaceLoss, UNPGLoss
+from lossary.few_shot import ICNNLoss, ProtoTripletLoss, class_means
 from lossary.global_contrastive import GlobalContrastiveLoss, TwoWayGlobalContrastiveLoss
 from lossary.gradients import (
     gradient_entanglement,
@@ -84,6 +85,7 @@ from lossary.imbalance import (
 from lossary.ldr import ALDRKLLoss, CrammerSingerLoss, LDRKLLoss, LDRLoss, WestonWatkinsLoss
 from lossary.linear_preference import LinearPreferenceLoss
 from lossary.metric import OPIS, TCMLoss
+from lossary.metrix import MetrixLoss
 from lossary.noisy_labels import (
     ActivePassiveLoss,
     AsymmetricExponentialLoss,
@@ -95,6 +97,7 @@ from lossary.noisy_labels import (
     RobustLogLoss,
     SymmetricCrossEntropyLoss,
 )
+from lossary.pairs import MultiSimilarityLoss, NPairLoss, ProxyAnchorLoss, TripletMarginLoss
 from lossary.policy import (
     DecoupledPPOLoss,
     GRPOLoss,
@@ -266,6 +269,7 @@ __all__ = [
     "HingePreferenceLoss",
     "IBPRobustCrossEntropyLoss",
     "IBPTightnessRegularizer",
+    "ICNNLoss",
     "INPOLoss",
     "IPOLoss",
     "InfoNCELoss",
@@ -285,14 +289,17 @@ __all__ = [
     "LogitZRegularizer",
     "Loss",
     "MartingaleLoss",
+    "MetrixLoss",
     "MixupNDCGLoss",
     "MixupRankingLoss",
     "ModelBehaviorConsistencyLoss",
+    "MultiSimilarityLoss",
     "MulticlassMAELoss",
     "NCALoss",
     "NCELoss",
     "NFTLoss",
     "NPOLoss",
+    "NPairLoss",
     "NTXentLoss",
     "NashMDLoss",
     "NashMPLoss",
@@ -308,9 +315,11 @@ __all__ = [
     "PartialReturnPreferenceLoss",
     "PolyLoss",
     "Properties",
+    "ProtoTripletLoss",
     "PrototypePairSampling",
     "PrototypeRelationDistillationLoss",
     "PrototypeTightnessLoss",
+    "ProxyAnchorLoss",
     "PseudoHuberLoss",
     "RDPOLengthLoss",
     "RPOLoss",
@@ -344,6 +353,7 @@ __all__ = [
     "TargetSurrogateLoss",
     "TaylorSoftmaxLoss",
     "TieAwareBradleyTerryLoss",
+    "TripletMarginLoss",
     "TruncatedGCELoss",
     "TwoWayGlobalContrastiveLoss",
     "UNPGLoss",
@@ -355,6 +365,7 @@ __all__ = [
     "adaptive_threshold",
     "approximate_proximal_logps",
     "best_of_k",
+    "class_means",
     "comp_sum_conditional_minimum",
     "comp_sum_gamma",
     "comp_sum_transform",

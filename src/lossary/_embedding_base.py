@@ -7,7 +7,14 @@ from torch import Tensor
 
 from lossary import _distributed
 from lossary._base import Loss, LossOptions
-from lossary._checks import check_choice, check_device, check_embeddings, check_int, check_integers
+from lossary._checks import (
+    check_choice,
+    check_device,
+    check_embeddings,
+    check_floating,
+    check_int,
+    check_integers,
+)
 from lossary._numerics import normalized
 from lossary._softmax import readable
 
@@ -126,15 +133,54 @@ def check_labels(labels: Any, rows: Tensor, name: str = "labels", of: str = "emb
     check_device(name, labels, rows)
 
 
-def check_class_labels(labels: Any, rows: Tensor, num_classes: int) -> None:
+def check_class_labels(
+    labels: Any, rows: Tensor, num_classes: int, weight: Tensor | None = None, of: str = "row"
+) -> None:
     """Raise an error unless these are classes of so many, one per row.
 
-    The values are looked at where that does not wait for a device.
+    The values are looked at where that does not wait for a device, and where the weight, if there
+    is one per label, is not 0.
     """
-    check_labels(labels, rows, of="row")
+    check_labels(labels, rows, of=of)
     if readable(labels):
         wrong = (labels < 0) | (labels >= num_classes)
+        if weight is not None and weight.shape == labels.shape:
+            wrong &= weight != 0
         if bool(wrong.any()):
             raise ValueError(
                 f"labels: expected classes in [0, {num_classes}), got {int(labels[wrong][0])}"
             )
+
+
+def check_classified(
+    embeddings: Any, labels: Any, directions: Tensor, weight: Tensor | None = None
+) -> None:
+    """Raise an error unless these fit a learnt direction per class, (C, D).
+
+    A label counts only where the weight, if there is one per label, is not 0.
+    """
+    check_floating("embeddings", embeddings)
+    classes, width = directions.shape
+    if embeddings.dim() != 2 or embeddings.shape[1] != width:
+        raise ValueError(f"embeddings: expected shape (N, {width}), got {tuple(embeddings.shape)}")
+    check_device("embeddings", embeddings, directions)
+    check_class_labels(labels, embeddings, classes, weight, "embedding")
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Return |a_i - b_j|^2, (N, M), without the N x M x D differences.
+
+    The slope is that of |a|^2 + |b|^2 - 2ab, in which near rows cancel; so the value is not.
+    """
+    expanded = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2.0 * (a @ b.t())
+    exact = torch.cdist(a.detach(), b.detach(), compute_mode="donot_use_mm_for_euclid_dist")
+    return expanded + (exact.square() - expanded.detach())
+
+
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """Return |a_i - b_j|, (N, M); 0, without a slope, where the rows agree up to rounding."""
+    squares = squared_distances(a, b)
+    sizes = a.detach().square().sum(1, keepdim=True) + b.detach().square().sum(1)
+    # There the direction of the difference is rounding, and the root has no slope at 0.
+    apart = squares > (8.0 * torch.finfo(a.dtype).eps) ** 2 * sizes
+    return torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)

@@ -19,14 +19,12 @@ from lossary import _softmax
 from lossary._base import Loss, LossOptions
 from lossary._checks import (
     check_choice,
-    check_device,
-    check_floating,
     check_int,
     check_number,
     check_positive,
     check_weight_type,
 )
-from lossary._embedding_base import EmbeddingLoss, EmbeddingOptions, check_labels
+from lossary._embedding_base import EmbeddingLoss, EmbeddingOptions, check_classified
 from lossary._layouts import LinearLogits
 from lossary._numerics import normalized, softplus
 from lossary._properties import Properties
@@ -49,23 +47,7 @@ class _ClassDirections(nn.Module):
         nn.init.xavier_uniform_(self.weight_matrix)
 
     def _check(self, embeddings: Any, labels: Any, weight: Tensor | None) -> None:
-        check_floating("embeddings", embeddings)
-        if embeddings.dim() != 2 or embeddings.shape[1] != self.embedding_dim:
-            raise ValueError(
-                f"embeddings: expected shape (N, {self.embedding_dim}), "
-                f"got {tuple(embeddings.shape)}"
-            )
-        check_device("embeddings", embeddings, self.weight_matrix)
-        check_labels(labels, embeddings)
-        if _softmax.readable(labels):
-            wrong = (labels < 0) | (labels >= self.num_classes)
-            if weight is not None and weight.shape == labels.shape:
-                wrong &= weight != 0
-            if bool(wrong.any()):
-                raise ValueError(
-                    f"labels: expected classes in [0, {self.num_classes}), "
-                    f"got {int(labels[wrong][0])}"
-                )
+        check_classified(embeddings, labels, self.weight_matrix, weight)
 
     def _log_odds(
         self, z: Tensor, labels: Tensor, scale: float, target: Callable[[Tensor], Tensor]
