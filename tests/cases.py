@@ -16,18 +16,22 @@ from lossary import (
     ADORELoss,
     AggregateResponseLoss,
     ALDRKLLoss,
+    AMCLLoss,
     AOTLoss,
     APOLoss,
     ArcFaceLoss,
     AsymmetricExponentialLoss,
     AsymmetricGCELoss,
     AsymmetricUnhingedLoss,
+    BarlowTwinsLoss,
     BCOLoss,
     BCOPairLoss,
     BradleyTerryLoss,
     BrierLoss,
     CauchyLoss,
     CEULoss,
+    COMETLoss,
+    COMETTotalLoss,
     CompositionalNLLLoss,
     CompSumLoss,
     ConsistencyLoss,
@@ -98,6 +102,7 @@ from lossary import (
     RegretPreferenceLoss,
     ReLUBalanceRegularizer,
     ReverseCrossEntropyLoss,
+    RMTContrastiveLoss,
     RobustDPOLoss,
     RobustLogLoss,
     RPOLoss,
@@ -125,6 +130,7 @@ from lossary import (
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
     UNPGLoss,
+    VICRegLoss,
     WestonWatkinsLoss,
     WGALoss,
     ZLoss,
@@ -449,6 +455,27 @@ def both_indexed(n, dtype, generator):
 def labelled(n, dtype, generator):
     """Embeddings of two classes."""
     return torch.randn(n, 3, dtype=dtype, generator=generator), torch.arange(n) % 2
+
+
+def series(*ids):
+    """Two views of samples of two channels over five times, and ids that pairs of them share."""
+
+    def draw(n, dtype, generator):
+        pair = torch.randn(2, n, 5, 2, dtype=dtype, generator=generator)
+        return *pair, *(torch.arange(n) % of for of in ids)
+
+    return draw
+
+
+def all_levels(n, dtype, generator):
+    """Two views at each of four levels, of as few numbers as there can be."""
+    pairs = torch.randn(8, n, 2, 1, dtype=dtype, generator=generator)
+    return *pairs, torch.arange(n) % 2, torch.arange(n) % 3
+
+
+def heads(n, dtype, generator):
+    """Two views of samples, of two heads."""
+    return tuple(torch.randn(2, 2, n, 3, dtype=dtype, generator=generator))
 
 
 #: Of a surrogate, whose gradient is not the slope of its value.
@@ -1550,6 +1577,10 @@ def with_directions(loss, *arguments, **options):
     return make
 
 
+def projected():
+    return RMTContrastiveLoss(0.5, torch.nn.LayerNorm(3, elementwise_affine=False))
+
+
 def retrieved(n, dtype, generator):
     """Scores of retrieved documents, of which the second is relevant."""
     scores = torch.randn(n, 4, dtype=dtype, generator=generator)
@@ -1624,6 +1655,36 @@ CASES |= {
         Case("default", NTXentLoss, views, FOR_OTHER_BATCHES),
         Case("small", lambda: NTXentLoss(0.05), views),
         Case("inner product", lambda: NTXentLoss(normalize=False), views),
+    ],
+    "BarlowTwinsLoss": [
+        Case("default", BarlowTwinsLoss, views),
+        Case("lambda=0.5", lambda: BarlowTwinsLoss(0.5, 0.1), views, FOR_OTHER_BATCHES),
+    ],
+    "VICRegLoss": [
+        Case("default", VICRegLoss, views, FOR_OTHER_BATCHES),
+        Case("covariances", lambda: VICRegLoss(1.0, 2.0, 3.0, 0.1), views, FOR_OTHER_BATCHES),
+        Case("variance", lambda: VICRegLoss(0.0, 1.0, 0.0), views, FOR_OTHER_BATCHES),
+    ],
+    "COMETLoss": [
+        Case("default", lambda: COMETLoss("sample"), series(), FOR_OTHER_BATCHES),
+        Case("observation", lambda: COMETLoss("observation"), series(), FOR_OTHER_BATCHES),
+        Case("patient", lambda: COMETLoss("patient"), series(2), FOR_OTHER_BATCHES),
+        Case("scales", lambda: COMETLoss("trial", 0.5, True), series(2), FOR_OTHER_BATCHES),
+    ],
+    "COMETTotalLoss": [
+        Case("default", COMETTotalLoss, all_levels, FOR_OTHER_BATCHES),
+        Case(
+            "factors", lambda: COMETTotalLoss((1.0, 0.5, 0.0, 2.0)), all_levels, FOR_OTHER_BATCHES
+        ),
+    ],
+    "AMCLLoss": [
+        Case("default", with_directions(AMCLLoss, tau_low=0.05, hidden=4), heads),
+        Case("published", with_directions(AMCLLoss), heads),
+        Case("lse", with_directions(AMCLLoss, 0.5, 0.1, negatives="lse", shared=True), heads),
+    ],
+    "RMTContrastiveLoss": [
+        Case("default", RMTContrastiveLoss, embeddings((3, 3)), FOR_OTHER_BATCHES),
+        Case("projector", projected, embeddings((3, 3)), FOR_OTHER_BATCHES),
     ],
     "TCMLoss": [
         Case("default", TCMLoss, labelled),

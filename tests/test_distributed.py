@@ -5,6 +5,10 @@ import torch
 import torch.distributed as dist
 
 from lossary import (
+    AMCLLoss,
+    BarlowTwinsLoss,
+    COMETLoss,
+    COMETTotalLoss,
     CompositionalNLLLoss,
     FeatureSeparationLoss,
     GlobalContrastiveLoss,
@@ -13,9 +17,11 @@ from lossary import (
     NormalizedLogisticLoss,
     NTXentLoss,
     PairwiseRankNetLoss,
+    RMTContrastiveLoss,
     TCMLoss,
     TwoWayGlobalContrastiveLoss,
     UNPGLoss,
+    VICRegLoss,
     _distributed,
 )
 from processes import run_processes
@@ -28,7 +34,10 @@ BOUNDS = {2: ([0, 3, 9], [0, 9, 9]), 3: ([0, 2, 7, 9], [0, 4, 4, 9])}
 
 REMEMBERING = ("index", "densities")
 #: Parameters, whose gradients are compared.
-LEARNT = ("log_scale", "log_z", "weight_matrix")
+LEARNT = (
+    *("log_scale", "log_z", "weight_matrix", "weight1", "bias1", "weight2", "bias2"),
+    *("projector.weight", "projector.bias"),
+)
 
 
 def remembering(loss, **options):
@@ -38,6 +47,20 @@ def remembering(loss, **options):
 def with_directions(loss, **options):
     torch.manual_seed(0)
     return loss(3, WIDTH, scale=4.0, **options).double()
+
+
+def with_networks(**options):
+    torch.manual_seed(0)
+    return AMCLLoss(2, WIDTH, 0.5, 0.2, hidden=4, **options).double()
+
+
+def with_projector(**options):
+    torch.manual_seed(0)
+    return RMTContrastiveLoss(0.5, torch.nn.Linear(WIDTH, 2), **options).double()
+
+
+#: A loss that is one number takes no weight.
+ONE_NUMBER = "one number"
 
 
 def makers():
@@ -76,6 +99,20 @@ def makers():
     yield "NCE", lambda **o: NCELoss(None, True, **o).double(), "noise"
     yield "normaliser", lambda **o: CompositionalNLLLoss(0.3, **o).double(), "densities"
     yield "separation", lambda **o: FeatureSeparationLoss(0.3, **o), "labels"
+    yield "Barlow Twins", lambda **o: BarlowTwinsLoss(0.5, 0.1, **o), ONE_NUMBER
+    yield "VICReg", lambda **o: VICRegLoss(1.0, 2.0, 3.0, 0.1, **o), ONE_NUMBER
+    for level in ("observation", "sample"):
+        yield f"COMET {level}", lambda v=level, **o: COMETLoss(v, 0.7, **o), "series"
+    for scales in (False, True):
+        yield f"COMET {scales}", lambda s=scales, **o: COMETLoss("trial", 0.7, s, **o), "ids"
+    yield "COMET", lambda **o: COMETTotalLoss((1.0, 2.0, 3.0, 4.0), **o), "levels"
+    for kind in ("max", "lse"):
+        yield (
+            f"AMCL {kind}",
+            lambda kind=kind, **o: with_networks(negatives=kind, **o),
+            "heads",
+        )
+    yield "RMT", lambda **o: with_projector(**o), "prototypes"
     yield "normalised logistic", NormalizedLogisticLoss, "binary"
 
 
@@ -99,6 +136,15 @@ def train(make, needs, rows, steps, weighted=False, **options):
         if needs in ("noise", "densities"):
             data, noise = (((x @ model).sum(1), x.sum(1)) for x in (a, b))
             inputs = (*(data if needs == "noise" else data[:1]), *noise)
+        if needs in ("series", "ids", "levels"):
+            z = [x.unsqueeze(2) @ torch.ones(1, 2, dtype=F64) for x in inputs]
+            z = [x * torch.tensor([1.0, 0.5], dtype=F64) + x.roll(1, 1).cos() for x in z]
+            inputs = (*z, labels) if needs == "ids" else tuple(z)
+            inputs = (*z * 4, labels, labels // 2) if needs == "levels" else inputs
+        elif needs == "heads":
+            inputs = tuple(torch.stack((x, x.square() - 1.0)) for x in inputs)
+        elif needs == "prototypes":
+            inputs = (*inputs, queue)
         value = loss(*inputs, weight=weight if weighted else None)
         leaves = [model, *loss.parameters()]
         found += [value.detach(), *torch.autograd.grad(value, leaves)]
@@ -114,7 +160,8 @@ def jobs(world_size):
     unequal, without_rows = BOUNDS[world_size]
     for name, make, needs in makers():
         yield name, make, needs, unequal, {}
-        yield name, make, needs, unequal, {"weighted": True}
+        if needs != ONE_NUMBER:
+            yield name, make, needs, unequal, {"weighted": True}
         yield name, make, needs, without_rows, {}
     name, make, needs = next(iter(makers()))
     yield name, make, needs, unequal, {"weighted": True, "reduction": "batchmean"}

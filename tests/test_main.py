@@ -578,6 +578,12 @@ def lines(figure):
 #: More than one number goes in, or the samples of a batch together.
 NO_CURVE = (
     "ADORELoss",
+    "AMCLLoss",
+    "BarlowTwinsLoss",
+    "COMETLoss",
+    "COMETTotalLoss",
+    "RMTContrastiveLoss",
+    "VICRegLoss",
     "CompositionalNLLLoss",
     "NCELoss",
     "PairwiseRankNetLoss",

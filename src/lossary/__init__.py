@@ -47,6 +47,7 @@ from lossary.consistency import (
     minibatch_ot_coupling,
 )
 from lossary.contrastive import InfoNCELoss, NTXentLoss
+from lossary.decorrelation import BarlowTwinsLoss, VICRegLoss
 from lossary.evidential import (
     DempsterShaferCombination,
     EvidentialEngagementWeighting,
@@ -61,6 +62,7 @@ from lossary.gradients import (
     perp_grad,
     perp_grad_,
 )
+from lossary.hierarchical import COMETLoss, COMETTotalLoss
 from lossary.imbalance import (
     AdaptiveFeatureScaling,
     BackdoorAdjustment,
@@ -76,6 +78,7 @@ from lossary.imbalance import (
 from lossary.ldr import ALDRKLLoss, CrammerSingerLoss, LDRKLLoss, LDRLoss, WestonWatkinsLoss
 from lossary.linear_preference import LinearPreferenceLoss
 from lossary.metric import OPIS, TCMLoss
+from lossary.multi_view import AMCLLoss, RMTContrastiveLoss
 from lossary.noisy_labels import (
     ActivePassiveLoss,
     AsymmetricExponentialLoss,
@@ -182,6 +185,7 @@ from lossary.value import MartingaleLoss
 __all__ = [
     "ADORELoss",
     "ALDRKLLoss",
+    "AMCLLoss",
     "AOTLoss",
     "APOLoss",
     "ActivePassiveLoss",
@@ -195,9 +199,12 @@ __all__ = [
     "BCOPairLoss",
     "BackdoorAdjustment",
     "BalanceScore",
+    "BarlowTwinsLoss",
     "BradleyTerryLoss",
     "BrierLoss",
     "CEULoss",
+    "COMETLoss",
+    "COMETTotalLoss",
     "CPLLoss",
     "CPOLoss",
     "CREAMLoss",
@@ -275,6 +282,7 @@ __all__ = [
     "Properties",
     "PseudoHuberLoss",
     "RDPOLengthLoss",
+    "RMTContrastiveLoss",
     "RPOLoss",
     "ReLUBalanceRegularizer",
     "RegretLoss",
@@ -307,6 +315,7 @@ __all__ = [
     "TruncatedGCELoss",
     "TwoWayGlobalContrastiveLoss",
     "UNPGLoss",
+    "VICRegLoss",
     "WGALoss",
     "WPOWeighting",
     "WestonWatkinsLoss",

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from lossary import _distributed
+from lossary import _distributed, _softmax
 from lossary._base import Loss, LossOptions
 from lossary._checks import check_choice, check_device, check_embeddings, check_int, check_integers
-from lossary._numerics import normalized
+from lossary._numerics import normalized, softplus
 
 
 class EmbeddingOptions(LossOptions, total=False):
@@ -105,3 +105,11 @@ def check_labels(labels: Any, rows: Tensor, name: str = "labels", of: str = "emb
             f"got {tuple(labels.shape)}"
         )
     check_device(name, labels, rows)
+
+
+def cross_entropy(logits: Tensor, target: Tensor, class_dim: int = 1) -> Tensor:
+    """Return -log softmax(logits) at the target, to full relative accuracy."""
+    if not logits.numel():
+        return logits.sum(class_dim)
+    names = (_softmax.LOG_ODDS,)
+    return softplus(_softmax.row_statistics(logits, target, names, class_dim=class_dim)[0])

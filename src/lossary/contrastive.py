@@ -13,7 +13,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from lossary import _distributed, _similarity, _softmax
+from lossary import _distributed, _similarity
 from lossary._checks import (
     check_choice,
     check_device,
@@ -22,7 +22,7 @@ from lossary._checks import (
     check_number,
     check_positive,
 )
-from lossary._embedding_base import TiledEmbeddingLoss, TiledOptions
+from lossary._embedding_base import TiledEmbeddingLoss, TiledOptions, cross_entropy
 from lossary._numerics import softplus
 from lossary._properties import Properties
 
@@ -58,14 +58,6 @@ class _Contrastive(TiledEmbeddingLoss):
     @staticmethod
     def _unbounded() -> tuple[list[list[float]], ...]:
         return [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]
-
-
-def _cross_entropy(logits: Tensor, target: Tensor, class_dim: int = 1) -> Tensor:
-    """Return -log softmax(logits) at the target, to full relative accuracy."""
-    if not logits.numel():
-        return logits.sum(class_dim)
-    names = (_softmax.LOG_ODDS,)
-    return softplus(_softmax.row_statistics(logits, target, names, class_dim=class_dim)[0])
 
 
 def _own_similarities(q: Tensor, keys: Tensor) -> Tensor:
@@ -217,11 +209,11 @@ class InfoNCELoss(_Contrastive):
         else:
             logits = (q * p).sum(1, keepdim=True)
             target = torch.zeros(len(q), dtype=torch.long, device=q.device)
-        back = _cross_entropy(logits, target, class_dim=0) if both else None
+        back = cross_entropy(logits, target, class_dim=0) if both else None
         if n is not None:
             far = q @ n.t() if n.dim() == 2 else _own_similarities(q, n)
             logits = torch.cat((logits, far), 1)
-        value = _cross_entropy(logits, target)
+        value = cross_entropy(logits, target)
         return value if back is None else (value + back) / 2
 
     def _tiled(
@@ -365,7 +357,7 @@ class NTXentLoss(_Contrastive):
             return self._tiled(z, keys, torch.stack((rows, other), 1), self.tile_size)
         is_self = rows.unsqueeze(1) == torch.arange(len(keys), device=z.device)
         logits = (z @ keys.t() / self.temperature).masked_fill(is_self, -math.inf)
-        value = _cross_entropy(logits, other)
+        value = cross_entropy(logits, other)
         return (value[:n] + value[n:]) / 2
 
     def _tiled(self, z: Tensor, keys: Tensor, absent: Tensor, tile_size: int) -> Tensor:
