@@ -101,9 +101,9 @@ class COMETLoss(EmbeddingLoss):
         >>> z1 = torch.tensor([[[1.0], [0.0]], [[0.0], [2.0]]])
         >>> z2 = torch.tensor([[[2.0], [1.0]], [[1.0], [0.0]]])
         >>> COMETLoss("observation")(z1, z2)
-        tensor(1.1008)
+        tensor(1.4186)
         >>> COMETLoss("patient")(z1, z2, torch.tensor([7, 7]))
-        tensor(0.5107)
+        tensor(2.3910)
     """
 
     def __init__(
@@ -281,7 +281,7 @@ class COMETTotalLoss(EmbeddingLoss):
         >>> z2 = torch.tensor([[[2.0], [1.0]], [[1.0], [0.0]]])
         >>> patient, trial = torch.tensor([7, 7]), torch.tensor([1, 2])
         >>> COMETTotalLoss()(z1, z2, z1, z2, z1, z2, z1, z2, patient, trial)
-        tensor(0.6)
+        tensor(1.3071)
     """
 
     def __init__(
