@@ -162,6 +162,9 @@ def jobs(world_size):
         yield name, make, needs, unequal, {}
         if needs != ONE_NUMBER:
             yield name, make, needs, unequal, {"weighted": True}
+        else:
+            yield name, make, needs, unequal, {"reduction": "sum"}
+            yield name, make, needs, unequal, {"reduction": "batchmean"}
         yield name, make, needs, without_rows, {}
     name, make, needs = next(iter(makers()))
     yield name, make, needs, unequal, {"weighted": True, "reduction": "batchmean"}
@@ -224,6 +227,20 @@ def _two_processes(rank):
     assert bool((cotangent == 1.0 + rank).all())
     assert _distributed.largest_over_ranks(cotangent)[0, 0] == 2.0
     assert bool((cotangent == 1.0 + rank).all())
+    # A sum, likewise, of tensors that need not lie in memory alike.
+    y = torch.arange(6.0, dtype=F64).view(2, 3) + rank
+    y = (y if rank else y.t().contiguous().t()).requires_grad_()
+    total = _distributed.sum_with_gradient(y)
+    torch.testing.assert_close(total, torch.arange(6.0, dtype=F64).view(2, 3) * 2 + 1)
+    (gradient,) = torch.autograd.grad((total**3).sum() * (1 + rank), y, create_graph=True)
+    torch.testing.assert_close(gradient, 3 * 3 * total**2)
+    (second,) = torch.autograd.grad(gradient.sum() * (1 + rank), y)
+    torch.testing.assert_close(second, 3 * 3 * 3 * 2 * total)
+    one = torch.ones(1 - rank, 2)
+    for loss in (BarlowTwinsLoss(), VICRegLoss()):
+        with pytest.raises(ValueError, match="z1: expected at least 2 samples, over all processes"):
+            loss(one, one)
+        assert loss(one[:0], one[:0]) == 0.0
     # Of the own rows alone where that is asked for, and in each group its own.
     a, b = torch.randn(2, 4, WIDTH, dtype=F64, generator=torch.Generator().manual_seed(rank))
     for loss in (InfoNCELoss, NTXentLoss):

@@ -100,7 +100,7 @@ def test_pairs_of_one_id_are_what_the_formula_says(seed, b, level):
 
 
 def test_pairs_by_hand():
-    # Over one time two channels are signs: cosines -1, 1 and 0, 0.
+    # One channel over two times: cosines -1, 1 and 0, 0.
     east, west = [[1.0], [1.0]], [[-1.0], [-1.0]]
     z1 = torch.tensor([east, [[1.0], [-1.0]]], dtype=F64)
     z2 = torch.tensor([west, east], dtype=F64)

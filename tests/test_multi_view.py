@@ -260,6 +260,19 @@ def test_the_projector_is_passed_once_by_all_rows():
     assert float(layer.weight.grad.abs().max()) > 1e-3
 
 
+def test_a_projector_in_half_precision_stays_so():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 2)
+    features, augmented = draw(2, 4, 3).bfloat16()
+    prototypes = torch.eye(3)
+    want = RMTContrastiveLoss(0.5, layer)(features, augmented, prototypes)
+    got = RMTContrastiveLoss(0.5, layer.bfloat16())(features, augmented, prototypes)
+    assert got.dtype is torch.float32
+    close(got.detach(), want.detach(), rtol=0.05)
+    with pytest.raises(ValueError, match=r"projector: expected rows for rows, .*got \(6, 1, 3\)"):
+        RMTContrastiveLoss(1.0, torch.nn.Unflatten(1, (1, 3)))(*draw(2, 2, 3), draw(1, 3))
+
+
 def test_the_nearest_prototype_is_by_the_cosine():
     features = torch.tensor([[1.0, 0.1]], dtype=F64)
     prototypes = torch.tensor([[9.0, 9.0], [0.1, 0.0]], dtype=F64)

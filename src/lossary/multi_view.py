@@ -247,7 +247,8 @@ class RMTContrastiveLoss(EmbeddingLoss):
     Args:
         temperature: tau > 0. Default 0.1.
         projector: a module that maps rows (M, D) to (M, D'), called once on all 3N rows of this
-            process; its parameters are the loss's. Default ``None``: the features themselves.
+            process, in its own dtype; its parameters are the loss's. Default ``None``: the
+            features themselves.
         gather: whether the rows of all processes are the candidates: ``"auto"`` (default) where
             ``torch.distributed`` runs several, ``True``, or ``False``: those of the own process.
         process_group: whose rows they are. Default ``None``: of all processes.
@@ -276,7 +277,8 @@ class RMTContrastiveLoss(EmbeddingLoss):
 
     Raises:
         ValueError: ``temperature`` <= 0; features of different shapes; prototypes that are not
-            (C, D), C >= 1; a ``process_group`` without this process.
+            (C, D), C >= 1; a ``projector`` that does not map rows to rows; a ``process_group``
+            without this process.
         TypeError: a ``projector`` that is not a module; inputs that are not floating-point tensors.
         RuntimeError: ``gather=True`` without ``torch.distributed``.
 
@@ -319,7 +321,7 @@ class RMTContrastiveLoss(EmbeddingLoss):
         sources = source_prototypes.detach().to(features.dtype)
         nearest = (normalized(features.detach()) @ normalized(sources).t()).argmax(1)
         stacked = torch.cat((sources[nearest], features, features_aug))
-        (z,) = self.units(stacked if self.projector is None else self.projector(stacked))
+        (z,) = self.units(self._projected(stacked))
         keys, m, first = z, n, 0
         if self._gathers():
             views = z.view(3, n, z.shape[1])
@@ -332,6 +334,18 @@ class RMTContrastiveLoss(EmbeddingLoss):
         others = torch.stack((rows.roll(n), rows.roll(2 * n)), 1)
         lse = s.masked_fill(itself, -math.inf).logsumexp(1)
         return (lse - s.gather(1, others).mean(1)).view(3, n).mean(0)
+
+    def _projected(self, rows: Tensor) -> Tensor:
+        """Return the rows as the projector maps them, which may be in half precision."""
+        if self.projector is None:
+            return rows
+        own = next(self.projector.parameters(), rows)
+        out: Tensor = self.projector(rows.to(own.dtype))
+        if out.dim() != 2 or len(out) != len(rows):
+            raise ValueError(
+                f"projector: expected rows for rows, ({len(rows)}, D'), got {tuple(out.shape)}"
+            )
+        return out.to(rows.dtype)
 
     def properties(self) -> Properties:
         """Return what this instance guarantees."""
