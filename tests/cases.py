@@ -1666,8 +1666,8 @@ CASES |= {
         Case("variance", lambda: VICRegLoss(0.0, 1.0, 0.0), views, FOR_OTHER_BATCHES),
     ],
     "COMETLoss": [
-        Case("default", lambda: COMETLoss("sample"), series(), FOR_OTHER_BATCHES),
-        Case("observation", lambda: COMETLoss("observation"), series(), FOR_OTHER_BATCHES),
+        Case("default", COMETLoss, series(), FOR_OTHER_BATCHES),
+        Case("sample", lambda: COMETLoss("sample"), series(), FOR_OTHER_BATCHES),
         Case("patient", lambda: COMETLoss("patient"), series(2), FOR_OTHER_BATCHES),
         Case("scales", lambda: COMETLoss("trial", 0.5, True), series(2), FOR_OTHER_BATCHES),
     ],

@@ -46,7 +46,7 @@ class COMETLoss(EmbeddingLoss):
     Use it to learn from long recordings of few patients; :class:`COMETTotalLoss` has all levels.
 
     Args:
-        level: ``"observation"``, ``"sample"``, ``"trial"`` or ``"patient"``; the last two differ in
+        level: ``"observation"`` (default), ``"sample"``, ``"trial"`` or ``"patient"``; the last two differ in
             their ids alone.
         temperature: tau > 0. Default ``None``: 1 for observation and sample, 0.1 for the others.
         hierarchical: take the mean over scales: at each following one, the time axis is halved by
@@ -108,7 +108,7 @@ class COMETLoss(EmbeddingLoss):
 
     def __init__(
         self,
-        level: str,
+        level: str = "observation",
         temperature: float | None = None,
         hierarchical: bool | None = None,
         **options: Unpack[EmbeddingOptions],
