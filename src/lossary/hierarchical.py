@@ -46,8 +46,8 @@ class COMETLoss(EmbeddingLoss):
     Use it to learn from long recordings of few patients; :class:`COMETTotalLoss` has all levels.
 
     Args:
-        level: ``"observation"`` (default), ``"sample"``, ``"trial"`` or ``"patient"``; the last two differ in
-            their ids alone.
+        level: ``"observation"`` (default), ``"sample"``, ``"trial"`` or ``"patient"``; the last two
+            differ in their ids alone.
         temperature: tau > 0. Default ``None``: 1 for observation and sample, 0.1 for the others.
         hierarchical: take the mean over scales: at each following one, the time axis is halved by
             the maximum of neighbours (an odd last one is dropped), as long as T > 1. Default
