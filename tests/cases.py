@@ -1578,7 +1578,7 @@ def with_directions(loss, *arguments, **options):
 
 
 def projected():
-    return RMTContrastiveLoss(0.5, torch.nn.LayerNorm(3, elementwise_affine=False))
+    return RMTContrastiveLoss(0.5, torch.nn.Tanh())
 
 
 def retrieved(n, dtype, generator):
