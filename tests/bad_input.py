@@ -18,12 +18,14 @@ from lossary import (
     ADORELoss,
     AggregateResponseLoss,
     ALDRKLLoss,
+    AMCLLoss,
     AOTLoss,
     APOLoss,
     ArcFaceLoss,
     AsymmetricExponentialLoss,
     AsymmetricGCELoss,
     AsymmetricUnhingedLoss,
+    BarlowTwinsLoss,
     BatchSoftmaxLoss,
     BCOLoss,
     BCOPairLoss,
@@ -31,6 +33,8 @@ from lossary import (
     BrierLoss,
     CauchyLoss,
     CEULoss,
+    COMETLoss,
+    COMETTotalLoss,
     CompositionalNLLLoss,
     CompSumLoss,
     ConsistencyLoss,
@@ -119,6 +123,7 @@ from lossary import (
     RegretPreferenceLoss,
     ReLUBalanceRegularizer,
     ReverseCrossEntropyLoss,
+    RMTContrastiveLoss,
     RobustDPOLoss,
     RobustLogLoss,
     RPOLoss,
@@ -147,6 +152,7 @@ from lossary import (
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
     UNPGLoss,
+    VICRegLoss,
     WestonWatkinsLoss,
     WGALoss,
     ZLoss,
@@ -2695,6 +2701,139 @@ def imbalance() -> tuple[Row, ...]:
     )  # fmt: skip
 
 
+def several_views() -> tuple[Row, ...]:
+    """What the losses of statistics, time series, several heads and three views do not take."""
+    x, y = torch.ones(4, 3), torch.eye(4, 3)
+    z, h = torch.ones(4, 5, 2), torch.ones(2, 4, 3)
+    ids = torch.tensor([0, 0, 1, 1])
+    twins, vicreg, comet, total = BarlowTwinsLoss, VICRegLoss, COMETLoss, COMETTotalLoss
+    amcl, rmt = AMCLLoss, RMTContrastiveLoss
+    size, level = {"num_heads": 2, "dim": 3}, {"level": "sample"}
+    patient = {"level": "patient"}
+    all_views = (z,) * 8
+
+    def called(
+        loss: type[Loss],
+        argument: str,
+        id: str,
+        says: tuple[str, ...],
+        *inputs: Any,
+        error: type[Exception] = ValueError,
+        o: Any = None,
+        **keywords: Any,
+    ) -> Row:
+        name = f"{loss.__name__}_{argument}_{id}"
+        return Row(name, argument, says, error, loss, o or {}, inputs, keywords)
+
+    def pairs(loss: type[Loss]) -> tuple[Row, ...]:
+        return (
+            called(loss, "z1", "list", ("a tensor", "list"), x.tolist(), y, error=TypeError),
+            called(loss, "z2", "none", ("a tensor", "NoneType"), x, None, error=TypeError),
+            called(loss, "z1", "int", ("floating", "int64"), x.long(), y, error=TypeError),
+            called(loss, "z1", "flat", ("(N, D)", "got (3,)"), x[0], y[0]),
+            called(loss, "z2", "rows", ("of z1, (4, 3)", "got (1, 3)"), x, y[:1]),
+            called(loss, "z1", "alone", ("at least 2", "got 1"), x[:1], y[:1]),
+            called(loss, "weight", "any", ("none", "got one"), x, y, weight=torch.ones(4)),
+            *not_numbers(loss, "eps"),
+            hyper(loss, "eps", 0.0, "(0, inf)", "0.0"),
+            hyper(loss, "eps", NAN, "(0, inf)", "nan"),
+        )
+
+    def common(loss: type[Loss], **o: Any) -> tuple[Row, ...]:
+        return (
+            hyper(loss, "gather", 1, "'auto'", "1", **o),
+            hyper(loss, "process_group", "world", "group or None", "str", error=TypeError, **o),
+            hyper(loss, "reduction", "average", "'mean'", "'average'", **o),
+        )
+
+    coefficients = ("sim_coeff", "std_coeff", "cov_coeff")
+    return (
+        *pairs(twins),
+        *pairs(vicreg),
+        *not_numbers(twins, "lambda_offdiag"),
+        hyper(twins, "lambda_offdiag", -0.1, "[0, inf)", "-0.1"),
+        *(row for name in coefficients for row in not_numbers(vicreg, name)),
+        *(hyper(vicreg, name, -0.1, "[0, inf)", "-0.1") for name in coefficients),
+        *(row for loss in (twins, vicreg, total, rmt) for row in common(loss)),
+        *common(comet, **level),
+        *common(amcl, **size),
+        hyper(comet, "level", "trials", "'trial'", "'trials'"),
+        hyper(comet, "temperature", 0.0, "(0, inf)", "0.0", **level),
+        hyper(comet, "temperature", "1", "a number", "str", error=TypeError, **level),
+        hyper(comet, "hierarchical", 2, "True, False", "2", **level),
+        called(comet, "z1", "matrix", ("(B, T, C)", "(4, 5)"), z[..., 0], z[..., 0], o=level),
+        called(comet, "z1", "times", ("T and C", "(4, 0, 2)"), z[:, :0], z[:, :0], o=level),
+        called(comet, "z1", "channels", ("C >= 1", "(4, 5, 0)"), z[..., :0], z[..., :0], o=level),
+        called(comet, "z1", "int", ("floating", "int64"), z.long(), z, error=TypeError, o=level),
+        called(comet, "z2", "rows", ("of z1, (4, 5, 2)", "(1, 5, 2)"), z, z[:1], o=level),
+        called(comet, "ids", "given", ("None", "Tensor"), z, z, ids, error=TypeError, o=level),
+        called(comet, "ids", "none", ("tensor", "None"), z, z, error=TypeError, o=patient),
+        called(comet, "ids", "float", ("int", "32"), z, z, ids.float(), error=TypeError, o=patient),
+        called(comet, "ids", "short", ("per sample", "got (3,)"), z, z, ids[:3], o=patient),
+        called(comet, "weight", "shape", ("(4,)", "(4, 1)"), z, z, o=level, weight=x[:, :1]),
+        hyper(total, "factors", (1.0, 1.0), "four numbers", "(1.0, 1.0)", id="two"),
+        hyper(total, "factors", 1.0, "four numbers", "1.0", id="one"),
+        hyper(total, "factors", (1.0, 1.0, -1.0, 1.0), "[0, inf)", "-1.0", id="negative"),
+        hyper(total, "factors", ("1", 1, 1, 1), "a number", "str", error=TypeError, id="str"),
+        called(
+            total,
+            "trial2",
+            "rows",
+            ("of trial1", "(2, 5, 2)"),
+            *all_views[:3],
+            z[:2],
+            *all_views[4:],
+            ids,
+            ids,
+        ),
+        called(
+            total,
+            "sample1",
+            "batch",
+            ("4 samples", "got 2"),
+            *all_views[:4],
+            z[:2],
+            z[:2],
+            z,
+            z,
+            ids,
+            ids,
+        ),
+        called(
+            total, "patient_ids", "none", ("tensor", "None"), *all_views, None, ids, error=TypeError
+        ),
+        called(total, "trial_ids", "short", ("per sample", "(3,)"), *all_views, ids, ids[:3]),
+        hyper(amcl, "num_heads", 0, "at least 1", "0", dim=3),
+        hyper(amcl, "dim", 2.0, "an int", "float", error=TypeError, num_heads=2),
+        *not_numbers(amcl, "beta", **size),
+        hyper(amcl, "beta", -0.1, "[0, inf)", "-0.1", **size),
+        *not_numbers(amcl, "tau_low", **size),
+        hyper(amcl, "tau_low", 0.0, "(0, inf)", "0.0", **size),
+        hyper(amcl, "tau_high", 0.5, "(0.5, inf)", "0.5", tau_low=0.5, **size),
+        hyper(amcl, "hidden", 0, "at least 1", "0", **size),
+        hyper(amcl, "negatives", "all", "'lse'", "'all'", **size),
+        hyper(amcl, "omega_dim", 0, "at least 1", "0", **size),
+        hyper(amcl, "shared", None, "True, False", "None", **size),
+        called(amcl, "z1", "matrix", ("(2, N, 3)", "(4, 3)"), x, y, o=size),
+        called(amcl, "z1", "heads", ("(2, N, 3)", "(1, 4, 3)"), h[:1], h[:1], o=size),
+        called(amcl, "z1", "width", ("(2, N, 3)", "(2, 4, 2)"), h[..., :2], h[..., :2], o=size),
+        called(amcl, "z1", "list", ("a tensor", "list"), h.tolist(), h, error=TypeError, o=size),
+        called(amcl, "z2", "rows", ("of z1", "(2, 1, 3)"), h, h[:, :1], o=size),
+        called(amcl, "z2", "int", ("floating", "int64"), h, h.long(), error=TypeError, o=size),
+        *not_numbers(rmt, "temperature"),
+        hyper(rmt, "temperature", 0.0, "(0, inf)", "0.0"),
+        hyper(rmt, "projector", torch.relu, "a module", "builtin", error=TypeError, id="function"),
+        called(rmt, "features", "flat", ("(N, D)", "got (3,)"), x[0], x[0], y),
+        called(rmt, "features_aug", "rows", ("of features", "(2, 3)"), x, x[:2], y),
+        called(rmt, "source_prototypes", "flat", ("(C, 3)", "(3,)"), x, x, y[0]),
+        called(rmt, "source_prototypes", "none", ("C >= 1", "(0, 3)"), x, x, y[:0]),
+        called(rmt, "source_prototypes", "width", ("(C, 3)", "(4, 2)"), x, x, y[:, :2]),
+        called(
+            rmt, "source_prototypes", "int", ("float", "int64"), x, x, y.long(), error=TypeError
+        ),
+    )
+
+
 FAMILIES = (
     *not_numbers(SphericalSoftmaxLoss, "eps"),
     hyper(SphericalSoftmaxLoss, "eps", 0.0, "(0, inf)", "0.0"),
@@ -3440,4 +3579,5 @@ FAMILIES = (
     hyper(TargetSurrogateLoss, "divergence", "l2", "'euclidean', 'kl'", "'l2'", loss=torch.square),
     Row("TargetSurrogateLoss_anchor_missing", "anchor", ("anchor(z, ...)", "got none"),
         RuntimeError, TargetSurrogateLoss, {"loss": torch.square}, (LOGITS,)),
+    *several_views(),
 )  # fmt: skip

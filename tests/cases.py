@@ -17,12 +17,14 @@ from lossary import (
     ADORELoss,
     AggregateResponseLoss,
     ALDRKLLoss,
+    AMCLLoss,
     AOTLoss,
     APOLoss,
     ArcFaceLoss,
     AsymmetricExponentialLoss,
     AsymmetricGCELoss,
     AsymmetricUnhingedLoss,
+    BarlowTwinsLoss,
     BatchSoftmaxLoss,
     BCOLoss,
     BCOPairLoss,
@@ -30,6 +32,8 @@ from lossary import (
     BrierLoss,
     CauchyLoss,
     CEULoss,
+    COMETLoss,
+    COMETTotalLoss,
     CompositionalNLLLoss,
     CompSumLoss,
     ConsistencyLoss,
@@ -117,6 +121,7 @@ from lossary import (
     RegretPreferenceLoss,
     ReLUBalanceRegularizer,
     ReverseCrossEntropyLoss,
+    RMTContrastiveLoss,
     RobustDPOLoss,
     RobustLogLoss,
     RPOLoss,
@@ -147,6 +152,7 @@ from lossary import (
     TruncatedGCELoss,
     TwoWayGlobalContrastiveLoss,
     UNPGLoss,
+    VICRegLoss,
     WestonWatkinsLoss,
     WGALoss,
     ZLoss,
@@ -2359,5 +2365,64 @@ CASES |= {
         Case("default", lambda: ICNNLoss(1), labelled, FOR_OTHER_BATCHES),
         Case("few", ICNNLoss, labelled, FOR_OTHER_BATCHES),
         Case("neighbours", lambda: ICNNLoss(1, 3), labelled, FOR_OTHER_BATCHES),
+    ],
+}
+
+
+def series(*ids):
+    """Two views of samples of two channels over five times, and ids that pairs of them share."""
+
+    def draw(n, dtype, generator):
+        pair = torch.randn(2, n, 5, 2, dtype=dtype, generator=generator)
+        return *pair, *(torch.arange(n) % of for of in ids)
+
+    return draw
+
+
+def all_levels(n, dtype, generator):
+    """Two views at each of four levels, of as few numbers as there can be."""
+    pairs = torch.randn(8, n, 2, 1, dtype=dtype, generator=generator)
+    return *pairs, torch.arange(n) % 2, torch.arange(n) % 3
+
+
+def heads(n, dtype, generator):
+    """Two views of samples, of two heads."""
+    return tuple(torch.randn(2, 2, n, 3, dtype=dtype, generator=generator))
+
+
+def projected():
+    return RMTContrastiveLoss(0.5, torch.nn.Tanh())
+
+
+CASES |= {
+    "BarlowTwinsLoss": [
+        Case("default", BarlowTwinsLoss, views),
+        Case("lambda=0.5", lambda: BarlowTwinsLoss(0.5, 0.1), views, FOR_OTHER_BATCHES),
+    ],
+    "VICRegLoss": [
+        Case("default", VICRegLoss, views, FOR_OTHER_BATCHES),
+        Case("covariances", lambda: VICRegLoss(1.0, 2.0, 3.0, 0.1), views, FOR_OTHER_BATCHES),
+        Case("variance", lambda: VICRegLoss(0.0, 1.0, 0.0), views, FOR_OTHER_BATCHES),
+    ],
+    "COMETLoss": [
+        Case("default", COMETLoss, series(), FOR_OTHER_BATCHES),
+        Case("sample", lambda: COMETLoss("sample"), series(), FOR_OTHER_BATCHES),
+        Case("patient", lambda: COMETLoss("patient"), series(2), FOR_OTHER_BATCHES),
+        Case("scales", lambda: COMETLoss("trial", 0.5, True), series(2), FOR_OTHER_BATCHES),
+    ],
+    "COMETTotalLoss": [
+        Case("default", COMETTotalLoss, all_levels, FOR_OTHER_BATCHES),
+        Case(
+            "factors", lambda: COMETTotalLoss((1.0, 0.5, 0.0, 2.0)), all_levels, FOR_OTHER_BATCHES
+        ),
+    ],
+    "AMCLLoss": [
+        Case("default", with_directions(AMCLLoss, tau_low=0.05, hidden=4), heads),
+        Case("published", with_directions(AMCLLoss), heads),
+        Case("lse", with_directions(AMCLLoss, 0.5, 0.1, negatives="lse", shared=True), heads),
+    ],
+    "RMTContrastiveLoss": [
+        Case("default", RMTContrastiveLoss, embeddings((3, 3)), FOR_OTHER_BATCHES),
+        Case("projector", projected, embeddings((3, 3)), FOR_OTHER_BATCHES),
     ],
 }

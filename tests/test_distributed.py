@@ -5,7 +5,11 @@ import torch
 import torch.distributed as dist
 
 from lossary import (
+    AMCLLoss,
+    BarlowTwinsLoss,
     BatchSoftmaxLoss,
+    COMETLoss,
+    COMETTotalLoss,
     CompositionalNLLLoss,
     DCLLoss,
     FeatureSeparationLoss,
@@ -26,12 +30,14 @@ from lossary import (
     PairwiseRankNetLoss,
     PrototypeRelationDistillationLoss,
     ProxyAnchorLoss,
+    RMTContrastiveLoss,
     SigLIPLoss,
     SupConLoss,
     TCMLoss,
     TripletMarginLoss,
     TwoWayGlobalContrastiveLoss,
     UNPGLoss,
+    VICRegLoss,
     _distributed,
 )
 from processes import run_processes
@@ -44,7 +50,10 @@ BOUNDS = {2: ([0, 3, 9], [0, 9, 9]), 3: ([0, 2, 7, 9], [0, 4, 4, 9])}
 
 REMEMBERING = ("index", "densities")
 #: Parameters, whose gradients are compared.
-LEARNT = ("log_scale", "bias", "log_z", "weight_matrix", "proxies")
+LEARNT = (
+    *("log_scale", "bias", "log_z", "weight_matrix", "proxies"),
+    *("weight1", "bias1", "weight2", "bias2", "projector.weight", "projector.bias"),
+)
 
 
 def remembering(loss, **options):
@@ -59,6 +68,20 @@ def with_directions(loss, **options):
 def with_proxies(**options):
     torch.manual_seed(0)
     return ProxyAnchorLoss(5, WIDTH, alpha=4.0, **options).double()
+
+
+def with_networks(**options):
+    torch.manual_seed(0)
+    return AMCLLoss(2, WIDTH, 0.5, 0.2, hidden=4, **options).double()
+
+
+def with_projector(**options):
+    torch.manual_seed(0)
+    return RMTContrastiveLoss(0.5, torch.nn.Linear(WIDTH, 2), **options).double()
+
+
+#: A loss that is one number takes no weight.
+ONE_NUMBER = "one number"
 
 
 def makers():
@@ -158,6 +181,20 @@ def makers():
     yield "NCE", lambda **o: NCELoss(None, True, **o).double(), "noise"
     yield "normaliser", lambda **o: CompositionalNLLLoss(0.3, **o).double(), "densities"
     yield "separation", lambda **o: FeatureSeparationLoss(0.3, **o), "labels"
+    yield "Barlow Twins", lambda **o: BarlowTwinsLoss(0.5, 0.1, **o), ONE_NUMBER
+    yield "VICReg", lambda **o: VICRegLoss(1.0, 2.0, 3.0, 0.1, **o), ONE_NUMBER
+    for level in ("observation", "sample"):
+        yield f"COMET {level}", lambda v=level, **o: COMETLoss(v, 0.7, **o), "series"
+    for scales in (False, True):
+        yield f"COMET {scales}", lambda s=scales, **o: COMETLoss("trial", 0.7, s, **o), "ids"
+    yield "COMET", lambda **o: COMETTotalLoss((1.0, 2.0, 3.0, 4.0), **o), "levels"
+    for kind in ("max", "lse"):
+        yield (
+            f"AMCL {kind}",
+            lambda kind=kind, **o: with_networks(negatives=kind, **o),
+            "heads",
+        )
+    yield "RMT", lambda **o: with_projector(**o), "three views"
     yield "normalised logistic", NormalizedLogisticLoss, "binary"
 
 
@@ -198,6 +235,15 @@ def train(make, needs, rows, steps, weighted=False, **options):
         if needs == "classes":
             weight = torch.tensor([0.5, 2.0, 1.0, 0.7, 1.3], dtype=F64)
         weight = None if needs == "whole" else weight
+        if needs in ("series", "ids", "levels"):
+            z = [x.unsqueeze(2) @ torch.ones(1, 2, dtype=F64) for x in inputs]
+            z = [x * torch.tensor([1.0, 0.5], dtype=F64) + x.roll(1, 1).cos() for x in z]
+            inputs = (*z, labels) if needs == "ids" else tuple(z)
+            inputs = (*z * 4, labels, labels // 2) if needs == "levels" else inputs
+        elif needs == "heads":
+            inputs = tuple(torch.stack((x, x.square() - 1.0)) for x in inputs)
+        elif needs == "three views":
+            inputs = (*inputs, queue)
         value = loss(*inputs, weight=weight if weighted else None)
         leaves = [model, *loss.parameters()]
         found += [value.detach(), *torch.autograd.grad(value, leaves)]
@@ -213,7 +259,11 @@ def jobs(world_size):
     unequal, without_rows = BOUNDS[world_size]
     for name, make, needs in makers():
         yield name, make, needs, unequal, {}
-        yield name, make, needs, unequal, {"weighted": True}
+        if needs != ONE_NUMBER:
+            yield name, make, needs, unequal, {"weighted": True}
+        else:
+            yield name, make, needs, unequal, {"reduction": "sum"}
+            yield name, make, needs, unequal, {"reduction": "batchmean"}
         yield name, make, needs, without_rows, {}
     name, make, needs = next(iter(makers()))
     yield name, make, needs, unequal, {"weighted": True, "reduction": "batchmean"}
@@ -276,6 +326,20 @@ def _two_processes(rank):
     assert bool((cotangent == 1.0 + rank).all())
     assert _distributed.largest_over_ranks(cotangent)[0, 0] == 2.0
     assert bool((cotangent == 1.0 + rank).all())
+    # A sum, likewise, of tensors that need not lie in memory alike.
+    y = torch.arange(6.0, dtype=F64).view(2, 3) + rank
+    y = (y if rank else y.t().contiguous().t()).requires_grad_()
+    total = _distributed.sum_with_gradient(y)
+    torch.testing.assert_close(total, torch.arange(6.0, dtype=F64).view(2, 3) * 2 + 1)
+    (gradient,) = torch.autograd.grad((total**3).sum() * (1 + rank), y, create_graph=True)
+    torch.testing.assert_close(gradient, 3 * 3 * total**2)
+    (second,) = torch.autograd.grad(gradient.sum() * (1 + rank), y)
+    torch.testing.assert_close(second, 3 * 3 * 3 * 2 * total)
+    one = torch.ones(1 - rank, 2)
+    for loss in (BarlowTwinsLoss(), VICRegLoss()):
+        with pytest.raises(ValueError, match="z1: expected at least 2 samples, over all processes"):
+            loss(one, one)
+        assert loss(one[:0], one[:0]) == 0.0
     # Of the own rows alone where that is asked for, and in each group its own.
     a, b = torch.randn(2, 4, WIDTH, dtype=F64, generator=torch.Generator().manual_seed(rank))
     for loss in (InfoNCELoss, NTXentLoss):

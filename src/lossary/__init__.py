@@ -54,6 +54,7 @@ from lossary.contrastive import (
     NTXentLoss,
     SigLIPLoss,
 )
+from lossary.decorrelation import BarlowTwinsLoss, VICRegLoss
 from lossary.evidential import (
     DempsterShaferCombination,
     EvidentialEngagementWeighting,
@@ -70,6 +71,7 @@ from lossary.gradients import (
     perp_grad_,
 )
 from lossary.graph import NodeCompactnessRegularizer
+from lossary.hierarchical import COMETLoss, COMETTotalLoss
 from lossary.imbalance import (
     AdaptiveFeatureScaling,
     BackdoorAdjustment,
@@ -86,6 +88,7 @@ from lossary.ldr import ALDRKLLoss, CrammerSingerLoss, LDRKLLoss, LDRLoss, Westo
 from lossary.linear_preference import LinearPreferenceLoss
 from lossary.metric import OPIS, TCMLoss
 from lossary.metrix import MetrixLoss
+from lossary.multi_view import AMCLLoss, RMTContrastiveLoss
 from lossary.noisy_labels import (
     ActivePassiveLoss,
     AsymmetricExponentialLoss,
@@ -209,6 +212,7 @@ from lossary.value import MartingaleLoss
 __all__ = [
     "ADORELoss",
     "ALDRKLLoss",
+    "AMCLLoss",
     "AOTLoss",
     "APOLoss",
     "ActivePassiveLoss",
@@ -223,10 +227,13 @@ __all__ = [
     "BCOPairLoss",
     "BackdoorAdjustment",
     "BalanceScore",
+    "BarlowTwinsLoss",
     "BatchSoftmaxLoss",
     "BradleyTerryLoss",
     "BrierLoss",
     "CEULoss",
+    "COMETLoss",
+    "COMETTotalLoss",
     "CPLLoss",
     "CPOLoss",
     "CREAMLoss",
@@ -322,6 +329,7 @@ __all__ = [
     "ProxyAnchorLoss",
     "PseudoHuberLoss",
     "RDPOLengthLoss",
+    "RMTContrastiveLoss",
     "RPOLoss",
     "ReLUBalanceRegularizer",
     "RegretLoss",
@@ -357,6 +365,7 @@ __all__ = [
     "TruncatedGCELoss",
     "TwoWayGlobalContrastiveLoss",
     "UNPGLoss",
+    "VICRegLoss",
     "WGALoss",
     "WPOWeighting",
     "WestonWatkinsLoss",

@@ -155,6 +155,16 @@ def sum_over_ranks(x: Tensor, group: Group = None) -> Tensor:
     return total
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def sum_with_gradient(x: Tensor, group: Group = None) -> Tensor:
+    """Return the sum of ``x`` over all processes, all of which must call it, backward too.
+
+    What every process finds with the sum adds up in the gradient.
+    """
+    total: Tensor = _Sum.apply(x, group)  # type: ignore[no-untyped-call]
+    return total
+
+
 def largest_over_ranks(x: Tensor, group: Group = None) -> Tensor:
     """Return the largest of each entry of ``x`` over all processes, likewise."""
     if world_size(group) == 1:
@@ -196,6 +206,11 @@ def _lengths(tensors: tuple[Tensor, ...], group: Group) -> list[int]:
             f"widths {widths}, here {[x.dtype for x in tensors]}"
         )
     return [count for count, *_ in every]
+
+
+def count_rows(*tensors: Tensor, group: Group = None) -> int:
+    """Return how many rows all processes have, of the same kind; all of them must call it."""
+    return sum(_lengths(tensors, group))
 
 
 def gather_rows(*tensors: Tensor, group: Group = None) -> tuple[Tensor, ...]:
@@ -262,3 +277,19 @@ class _SumOwn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
         return _Gather.apply(v, ctx.counts, ctx.group), None, None  # type: ignore[no-untyped-call]
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, which is its own transpose."""
+
+    @staticmethod
+    def forward(x: Tensor, group: Group) -> Tensor:
+        return sum_over_ranks(x.contiguous(), group)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, ctx.group = inputs
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(g, ctx.group), None  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from lossary import _distributed
+from lossary import _distributed, _softmax
 from lossary._base import Loss, LossOptions
 from lossary._checks import (
     check_choice,
@@ -15,8 +15,7 @@ from lossary._checks import (
     check_int,
     check_integers,
 )
-from lossary._numerics import normalized
-from lossary._softmax import readable
+from lossary._numerics import normalized, softplus
 
 
 class EmbeddingOptions(LossOptions, total=False):
@@ -142,7 +141,7 @@ def check_class_labels(
     is one per label, is not 0.
     """
     check_labels(labels, rows, of=of)
-    if readable(labels):
+    if _softmax.readable(labels):
         wrong = (labels < 0) | (labels >= num_classes)
         if weight is not None and weight.shape == labels.shape:
             wrong &= weight != 0
@@ -184,3 +183,16 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
     # There the direction of the difference is rounding, and the root has no slope at 0.
     apart = squares > (8.0 * torch.finfo(a.dtype).eps) ** 2 * sizes
     return torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)
+
+
+def log_odds(logits: Tensor, target: Tensor, class_dim: int = 1) -> Tensor:
+    """Return how far the others stand above the target: logsumexp of them, less its logit."""
+    if not logits.numel():
+        return logits.sum(class_dim)
+    names = (_softmax.LOG_ODDS,)
+    return _softmax.row_statistics(logits, target, names, class_dim=class_dim)[0]
+
+
+def cross_entropy(logits: Tensor, target: Tensor, class_dim: int = 1) -> Tensor:
+    """Return -log softmax(logits) at the target, to full relative accuracy."""
+    return softplus(log_odds(logits, target, class_dim))

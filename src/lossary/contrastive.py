@@ -25,7 +25,7 @@ from lossary._checks import (
     check_number,
     check_positive,
 )
-from lossary._embedding_base import TiledEmbeddingLoss, TiledOptions
+from lossary._embedding_base import TiledEmbeddingLoss, TiledOptions, cross_entropy, log_odds
 from lossary._numerics import softplus
 from lossary._properties import Properties
 
@@ -61,19 +61,6 @@ class _Contrastive(TiledEmbeddingLoss):
     @staticmethod
     def _unbounded() -> tuple[list[list[float]], ...]:
         return [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]
-
-
-def _log_odds(logits: Tensor, target: Tensor, class_dim: int = 1) -> Tensor:
-    """Return how far the others stand above the target: logsumexp of them, less its logit."""
-    if not logits.numel():
-        return logits.sum(class_dim)
-    names = (_softmax.LOG_ODDS,)
-    return _softmax.row_statistics(logits, target, names, class_dim=class_dim)[0]
-
-
-def _cross_entropy(logits: Tensor, target: Tensor, class_dim: int = 1) -> Tensor:
-    """Return -log softmax(logits) at the target, to full relative accuracy."""
-    return softplus(_log_odds(logits, target, class_dim))
 
 
 def _own_similarities(q: Tensor, keys: Tensor) -> Tensor:
@@ -115,7 +102,7 @@ class _Paired(_Contrastive):
         else:
             logits = (q * p).sum(1, keepdim=True)
             target = torch.zeros(len(q), dtype=torch.long, device=q.device)
-        back = _cross_entropy(logits, target, class_dim=0) if both else None
+        back = cross_entropy(logits, target, class_dim=0) if both else None
         if n is not None:
             far = q @ n.t() if n.dim() == 2 else _own_similarities(q, n)
             logits = torch.cat((logits, far), 1)
@@ -123,7 +110,7 @@ class _Paired(_Contrastive):
         return value if back is None else (value + back) / 2
 
     def _of_logits(self, logits: Tensor, target: Tensor) -> Tensor:
-        return _cross_entropy(logits, target)
+        return cross_entropy(logits, target)
 
     def _tiled(
         self, q: Tensor, p: Tensor, keys: Tensor, first: int, n: Tensor | None, both: bool
@@ -315,7 +302,7 @@ class _TwoViews(_Contrastive):
             return self._tiled_log_odds(z, keys, absent, self.tile_size)
         is_self = position.unsqueeze(1) == torch.arange(len(keys), device=z.device)
         logits = (z @ keys.t() / self.temperature).masked_fill(is_self, -math.inf)
-        return _log_odds(logits, other)
+        return log_odds(logits, other)
 
     def _tiled_log_odds(self, z: Tensor, keys: Tensor, absent: Tensor, tile_size: int) -> Tensor:
         """Return the same without the matrix: of row i, the keys ``absent`` are no negatives."""
@@ -662,7 +649,7 @@ class HardContrastiveLoss(_Paired):
         if self.simple:
             own = torch.where(itself, logits, 0.0).sum(1)
             return self.lambda_simple * rivals.masked_fill(rivals == -math.inf, 0.0).sum(1) - own
-        return _cross_entropy(torch.where(itself, logits, rivals), target)
+        return cross_entropy(torch.where(itself, logits, rivals), target)
 
     def _tiled(
         self, q: Tensor, p: Tensor, keys: Tensor, first: int, n: Tensor | None, both: bool
