@@ -34,6 +34,7 @@ from lossary import (
     DCLLoss,
     GlobalContrastiveLoss,
     InfoNCELoss,
+    MultiSimilarityLoss,
     NTXentLoss,
     SupConLoss,
     TwoWayGlobalContrastiveLoss,
@@ -43,7 +44,7 @@ RATIO, MEMORY = "x plain [IQR]", "peak memory / matrix"
 WIDTH, TAU, VIEWS_TAU, TILE = 128, 0.07, 0.1, 1024
 CLASSES = 100
 #: The losses of two views of every sample.
-OF_VIEWS = ("views", "decoupled", "supervised")
+OF_VIEWS = ("views", "decoupled", "supervised", "similar")
 
 
 # The losses as they are usually written.
@@ -91,9 +92,25 @@ def plain_supcon(a: Tensor, b: Tensor) -> Tensor:
     return -((log_p * positive).sum(1) / positive.sum(1)).mean()
 
 
+def plain_multi_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Return the multi-similarity loss, of the labels of this file."""
+    z, labels = F.normalize(torch.cat((a, b)), dim=1), labels_of(a).repeat(2)
+    s = z @ z.t()
+    same = labels.unsqueeze(1) == labels
+    positive = same & ~torch.eye(len(z), dtype=torch.bool)
+    pull = (-2.0 * (s - 0.5)).exp().masked_fill(~positive, 0.0).sum(1).log1p() / 2.0
+    push = (50.0 * (s - 0.5)).exp().masked_fill(same, 0.0).sum(1).log1p() / 50.0
+    return (pull + push).mean()
+
+
 def labels_of(a: Tensor) -> Tensor:
     """Return the classes of the samples."""
     return torch.arange(len(a)) % CLASSES
+
+
+def stacked(loss: Any, labels: Callable[[Tensor], Tensor] = labels_of) -> LossFn:
+    """Return the loss of the rows of both views, with the labels of their samples."""
+    return lambda a, b: loss(torch.cat((a, b)), labels(a).repeat(2))
 
 
 def supervised(loss: SupConLoss) -> LossFn:
@@ -129,6 +146,12 @@ def exact(a: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:
                 positive = (labels[rows].unsqueeze(1) == labels) & ~itself
                 near = torch.where(positive, logits, 0.0).sum(1) / positive.sum(1)
                 part = logits.logsumexp(1) - near
+            elif kind == "similar":
+                s = left[rows] @ right.t() - 0.5
+                same = labels[rows].unsqueeze(1) == labels
+                pull = (-2.0 * s).exp().masked_fill(~same | itself, 0.0).sum(1).log1p() / 2.0
+                push = (50.0 * s).exp().masked_fill(same, 0.0).sum(1).log1p() / 50.0
+                part = pull + push
             else:
                 part = F.cross_entropy(logits, target[rows], reduction="none")
             part = part.sum() / (n * len(sides))
@@ -214,6 +237,17 @@ COMPARED: dict[str, tuple[str, Candidates]] = {
             ),
         },
     ),
+    "MultiSimilarity": (
+        "similar",
+        {
+            "plain": (plain_multi_similarity, None),
+            "MultiSimilarityLoss()": (stacked(MultiSimilarityLoss()), None),
+            f"MultiSimilarityLoss(tile_size={TILE})": (
+                stacked(MultiSimilarityLoss(tile_size=TILE)),
+                1.0,
+            ),
+        },
+    ),
 }
 
 
@@ -234,13 +268,11 @@ def peers(kind: str) -> Candidates:
             value: Tensor = of_pairs(a, index, ref_emb=b, ref_labels=index)
             return value
 
-        def stacked(loss: Any, labels: Callable[[Tensor], Tensor]) -> LossFn:
-            return lambda a, b: loss(torch.cat((a, b)), labels(a).repeat(2))
-
         made: dict[str, LossFn] = {
             "one way": one_way,
             "views": stacked(of_views, lambda a: torch.arange(len(a))),
-            "supervised": stacked(of_labels, labels_of),
+            "supervised": stacked(of_labels),
+            "similar": stacked(losses.MultiSimilarityLoss(2.0, 50.0, 0.5)),
         }
         if kind in made:
             found["pytorch-metric-learning"] = made[kind], None
