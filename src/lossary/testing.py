@@ -1090,12 +1090,15 @@ def _compare_reductions(
     s: _Subject, xs: Any, terms: Tensor, shares: Tensor | None, weight: Tensor | None
 ) -> None:
     total = terms.sum()
-    one = torch.ones_like(total)
+    divisor = count = torch.ones_like(total)
+    # Where no entry counts, the denominator is 1.
+    if shares is not None and bool((shares != 0).any()):
+        divisor, count = shares.sum(), (shares != 0).sum()
     expected = {
         "none": terms,
         "sum": total,
-        "mean": total / (one if shares is None else shares.sum()),
-        "batchmean": total / (one if shares is None else (shares != 0).sum()),
+        "mean": total / divisor,
+        "batchmean": total / count,
     }
     for reduction, want in expected.items():
         keywords = {} if weight is None else {"weight": weight}
