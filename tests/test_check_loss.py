@@ -67,6 +67,18 @@ class MeanSquared(nn.Module):
         return squared(x, y).sum() / max(len(x), 1) * self.scale
 
 
+class NothingCounts(Loss):
+    separable = False
+
+    def per_sample(self, x, y):
+        values = 0.0 * (x - y).square().sum(-1)
+        return values, torch.zeros_like(values)
+
+
+def test_where_nothing_counts_the_mean_is_0():
+    assert not found(NothingCounts()).keys() & {"reductions", "weights"}
+
+
 class Squared(Loss):
     def per_sample(self, x, y):
         return (x - y).square().sum(-1)
