@@ -260,17 +260,19 @@ def peers(kind: str) -> Candidates:
     if importlib.util.find_spec("pytorch_metric_learning"):
         from pytorch_metric_learning import losses
 
-        of_pairs, of_views = losses.NTXentLoss(TAU), losses.NTXentLoss(VIEWS_TAU)
-        of_labels = losses.SupConLoss(VIEWS_TAU)
+        # Its NTXentLoss makes a matrix of positive times negative pairs, 69 GB at N = 4096. Of one
+        # positive its SupConLoss is the same number.
+        of_pairs, of_labels = losses.SupConLoss(TAU), losses.SupConLoss(VIEWS_TAU)
 
         def one_way(a: Tensor, b: Tensor) -> Tensor:
             index = torch.arange(len(a))
-            value: Tensor = of_pairs(a, index, ref_emb=b, ref_labels=index)
+            # Labels that are one object would say that the rows are, too.
+            value: Tensor = of_pairs(a, index, ref_emb=b, ref_labels=index.clone())
             return value
 
         made: dict[str, LossFn] = {
             "one way": one_way,
-            "views": stacked(of_views, lambda a: torch.arange(len(a))),
+            "views": stacked(of_labels, lambda a: torch.arange(len(a))),
             "supervised": stacked(of_labels),
             "similar": stacked(losses.MultiSimilarityLoss(2.0, 50.0, 0.5)),
         }
